@@ -1,0 +1,39 @@
+# ftpproxy: everything a newcomer needs is `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help demo test matrix bench lint fuzz clean system
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+system: ## what the lab and the tests need from Debian
+	@bash tests/system-packages.sh
+
+$(STAMP): pyproject.toml | system
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## show it: NAT on either side, with and without the proxy
+	@$(BIN)/ftpproxy lab demo
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+test: $(STAMP) lint ## everything, namespaces and real peers included
+	@bash tests/system-packages.sh peers
+	@$(BIN)/pytest -q
+
+matrix: $(STAMP) ## every real server with every real client in every mode
+	@bash tests/system-packages.sh peers
+	@$(BIN)/pytest -q -m matrix -p no:cacheprovider tests/netns
+
+bench: $(STAMP) ## throughput and sessions a second, as JSON
+	@$(BIN)/python -m bench
+
+clean: ## remove what was built
+	@rm -rf $(VENV) .cache bench/build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,78 @@
+"""What a data plane is: the contract between a session and whatever carries its data connections.
+
+A plane is asked `carries(spec)`, then `open(spec, owner)`.  `open` never waits.  It returns
+
+* a `Path`, whose listener or kernel rule stands already, or
+* `Refused`, with a sentence for the log.
+
+From then on the path talks to its owner through three calls, never from inside `open`, `start` or `close`:
+
+    connected(path, side)   the leg of that side is up (the peer called, or our call was answered)
+    failed(path, why)       it never carried anything and never will: refused, timed out, peer gone
+    finished(path, tally)   it carried and ended; `tally.failed` says which end broke, if one did
+
+`failed` and `finished` exclude each other, come at most once, and nothing comes after them or after `close`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from attrs import frozen
+
+from ..endpoints import Endpoint, Side
+from ..paths import Direction, PathSpec, Tally
+
+__all__ = ["DataPlane", "Path", "PathOwner", "Refused"]
+
+
+@frozen
+class Refused:
+    """The plane cannot carry this path; `why` is a sentence for the log."""
+
+    why: str
+
+
+class Path(Protocol):
+    """One data connection being prepared or carried.  A session may have several alive."""
+
+    @property
+    def announced(self) -> Mapping[Side, Endpoint]:
+        """For each awaited leg, where that side is to call."""
+
+    @property
+    def ready(self) -> bool:
+        """Nothing more is awaited before it may be announced.  False while a server is being dialled:
+        then `connected(path, SERVER)` or `failed` follows."""
+
+    def start(self, direction: Direction) -> None:
+        """The transfer verb was sent.  Octets may flow before it (a client may call early)."""
+
+    def close(self) -> None:
+        """End it now, with a reset where it still carries.  Idempotent, never blocks, no owner call follows."""
+
+
+class PathOwner(Protocol):
+    """Whom a path reports to: a session."""
+
+    def connected(self, path: Path, side: Side) -> None: ...
+
+    def failed(self, path: Path, why: str) -> None: ...
+
+    def finished(self, path: Path, tally: Tally) -> None: ...
+
+
+class DataPlane(Protocol):
+    """A way to carry data connections: relay, nft, pf."""
+
+    name: str
+
+    def carries(self, spec: PathSpec) -> bool:
+        """Whether this plane can carry such a path at all."""
+
+    def open(self, spec: PathSpec, owner: PathOwner) -> Path | Refused:
+        """Prepare it.  Never waits, never calls `owner` before it has returned."""
+
+    def close(self) -> None:
+        """Give everything back; open paths are closed."""

@@ -1,0 +1,1 @@
+"""How connections that are addressed to others become ours."""

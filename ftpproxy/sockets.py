@@ -1,0 +1,121 @@
+"""Socket options that Python has no names for, and the few things that we do to every socket.
+
+Sources: ip(7), ipv6(7), tcp(7); linux/netfilter_ipv4.h and linux/netfilter_ipv6/ip6_tables.h for the original
+destination; linux/in.h and linux/in6.h for the transparent options.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+
+from .endpoints import Endpoint, IPAddress
+
+__all__ = [
+    "IPV6_TRANSPARENT",
+    "IP_TRANSPARENT",
+    "SO_ORIGINAL_DST",
+    "bound",
+    "close_cleanly",
+    "close_with_reset",
+    "control",
+    "family",
+    "is_ours",
+    "reset_on_close",
+]
+
+SO_ORIGINAL_DST = 80
+"""Also IP6T_SO_ORIGINAL_DST: the same number at level IPPROTO_IPV6."""
+IP_TRANSPARENT = getattr(socket, "IP_TRANSPARENT", 19)
+IPV6_TRANSPARENT = 75
+
+_RESET = struct.pack("ii", 1, 0)
+_GRACEFUL = struct.pack("ii", 0, 0)
+
+KEEPALIVE_IDLE = 60
+KEEPALIVE_INTERVAL = 30
+KEEPALIVE_PROBES = 8
+
+
+def family(host: IPAddress) -> socket.AddressFamily:
+    return socket.AF_INET if host.version == 4 else socket.AF_INET6
+
+
+def bound(at: Endpoint, *, transparent: bool = False) -> socket.socket:
+    """A non-blocking TCP socket bound to `at`, not listening.
+
+    SO_REUSEADDR is set: on Linux two such binds to one address and port both succeed and `listen` arbitrates
+    (the second fails with EADDRINUSE).  IPv6 sockets are IPv6 only.  `transparent` allows an address that is
+    not ours (IP_TRANSPARENT; needs CAP_NET_RAW or CAP_NET_ADMIN, else `PermissionError`).  Raises `OSError`.
+    """
+    sock = socket.socket(family(at.host), socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if at.host.version == 6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if transparent:
+            if at.host.version == 4:
+                sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+        sock.bind(at.sockaddr())
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def control(sock: socket.socket) -> None:
+    """Options of every control connection, before its first read.
+
+    TCP_NODELAY: a reply that waits for the peer's delayed ACK costs 40 ms a turn.  SO_OOBINLINE: without it the
+    urgent octet of a Telnet Synch is lost from the stream (RFC 959 section 4.1.3).  Keepalive: a control connection is
+    silent through a long transfer, and NAT boxes forget silent connections.
+    """
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
+        ("TCP_KEEPCNT", KEEPALIVE_PROBES),
+    ):
+        if (option := getattr(socket, name, None)) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """From now on the peer sees a reset, however the socket ends: also when the process is killed."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def close_with_reset(sock: socket.socket) -> None:
+    """End a connection so that the peer cannot take it for an end of file."""
+    try:
+        reset_on_close(sock)
+    except OSError:
+        pass  # already reset by the peer (EINVAL on BSD): there is nobody left to tell
+    sock.close()
+
+
+def close_cleanly(sock: socket.socket) -> None:
+    """End a connection after everything was said: what the kernel still holds is delivered."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _GRACEFUL)
+    except OSError:
+        pass  # as above
+    sock.close()
+
+
+def is_ours(host: IPAddress) -> bool:
+    """Whether `host` is an address of this machine: whether an ordinary socket can be bound to it."""
+    with socket.socket(family(host), socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(host), 0))
+        except OSError as error:
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EINVAL):
+                return False
+            raise
+        return True

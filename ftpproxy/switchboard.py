@@ -1,0 +1,154 @@
+"""The switchboard: one trio task that waits for every socket of the worker.
+
+Trio schedules tasks; a proxy with thousands of mostly idle connections wants none per connection.  So all
+sockets are registered with one `selectors` object (epoll, kqueue), whose own descriptor is the only thing
+that trio waits for.  When it becomes readable, every event is handed to its watcher's callback, and the
+callback handles the event to its end: it never awaits, so nothing interleaves and nothing needs a lock.
+
+Rules that callbacks live by:
+
+* A callback does a *bounded* amount of work: the descriptors are level-triggered, so what is left over is
+  reported again in the next round, after everybody else had a turn.
+* A watcher with no interest is taken out of the selector: the kernel reports a reset even with no interest
+  set, and a paused socket would spin.
+* An event of one batch may belong to a descriptor that an earlier callback of the same batch closed, and
+  whose number was even given out again.  Watchers therefore carry their own `alive` flag, and the number is
+  never trusted.
+* An exception in a callback ends what the watcher belongs to (`on_crash`), not the service.
+
+Deadlines are plain fields of sessions and paths; `sweep` callbacks look at them once a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import trio
+
+__all__ = ["READ", "WRITE", "Switchboard", "Watch"]
+
+READ = selectors.EVENT_READ
+WRITE = selectors.EVENT_WRITE
+
+SWEEP_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class _HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+class Watch:
+    """One descriptor's registration.  Made by `Switchboard.watch`."""
+
+    __slots__ = ("_board", "_events", "_fileobj", "alive", "callback", "on_crash")
+
+    def __init__(
+        self,
+        board: Switchboard,
+        fileobj: _HasFileno,
+        callback: Callable[[int], None],
+        on_crash: Callable[[Exception], None],
+    ) -> None:
+        self._board = board
+        self._fileobj = fileobj
+        self._events = 0
+        self.callback = callback
+        self.on_crash = on_crash
+        self.alive = True
+
+    @property
+    def events(self) -> int:
+        return self._events
+
+    def want(self, events: int) -> None:
+        """Be called for `READ`, `WRITE`, both or (0) nothing from now on."""
+        if events == self._events or not self.alive:
+            return
+        selector = self._board.selector
+        if not self._events:
+            selector.register(self._fileobj, events, self)
+        elif not events:
+            selector.unregister(self._fileobj)
+        else:
+            selector.modify(self._fileobj, events, self)
+        self._events = events
+
+    def close(self) -> None:
+        """Forget the descriptor.  Call before closing it.  Idempotent."""
+        if self.alive:
+            self.want(0)
+            self.alive = False
+
+
+class Switchboard:
+    """All descriptors of one worker.  `run` is the task; everything else is called from callbacks."""
+
+    def __init__(self) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.now = 0.0
+        """Seconds on a monotonic clock, read once per round; callbacks use it instead of reading a clock."""
+        self._sweeps: dict[Callable[[float], None], Callable[[Exception], None]] = {}
+
+    def watch(
+        self, fileobj: _HasFileno, callback: Callable[[int], None], on_crash: Callable[[Exception], None]
+    ) -> Watch:
+        """Register `callback(events)`; no event comes before `Watch.want` asked for one."""
+        return Watch(self, fileobj, callback, on_crash)
+
+    def sweep(self, callback: Callable[[float], None], on_crash: Callable[[Exception], None]) -> None:
+        """Call `callback(now)` once a second."""
+        self._sweeps[callback] = on_crash
+
+    def unsweep(self, callback: Callable[[float], None]) -> None:
+        self._sweeps.pop(callback, None)
+
+    def turn(self) -> None:
+        """Handle what is pending now, without waiting."""
+        for key, events in self.selector.select(0):
+            watch: Watch = key.data
+            if watch.alive and (events := events & watch.events):
+                self.guard(watch.callback, events, watch.on_crash)
+
+    def sweep_now(self, now: float) -> None:
+        self.now = now
+        for callback, on_crash in list(self._sweeps.items()):
+            if callback in self._sweeps:
+                self.guard(callback, now, on_crash)
+
+    @staticmethod
+    def guard(callback: Callable[[T], None], argument: T, on_crash: Callable[[Exception], None]) -> None:
+        """The exception boundary: a crash ends what `on_crash` ends, never the service."""
+        try:
+            callback(argument)
+        except Exception as error:
+            log.exception("internal error; the session it belongs to ends")
+            try:
+                on_crash(error)
+            except Exception:
+                log.exception("internal error while ending what had an internal error")
+
+    async def run(self) -> None:
+        """Serve events until cancelled."""
+        self.now = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sweep_forever)
+            descriptor = self.selector.fileno()
+            while True:
+                await trio.lowlevel.wait_readable(descriptor)
+                self.now = trio.current_time()
+                self.turn()
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await trio.sleep(SWEEP_SECONDS)
+            self.sweep_now(trio.current_time())
+
+    def close(self) -> None:
+        self.selector.close()
