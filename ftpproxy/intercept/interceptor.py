@@ -93,7 +93,7 @@ class Gate(Protocol):
         """Whom the client of this accepted control connection dialled.  Raises `GateError`."""
 
     def listener(self, leg: Await, ports: PortRange) -> Listener:
-        """Listen so that `leg.peer` reaches us at `leg.at`, at a port from `ports` where that is 0.  Raises `GateError`."""
+        """Listen so that `leg.peer` reaches us at `leg.at`, at one of `ports` where that is 0.  Raises `GateError`."""
 
     def caller(self, leg: Call, ports: PortRange) -> Caller:
         """A socket whose call arrives at `leg.to` as coming from `leg.source`.  Raises `GateError`."""

@@ -1,0 +1,71 @@
+"""What a service allows, and how long it waits: plain values that the administrator sets.
+
+`Policy.port_refusal` and `Policy.passive_refusal` are the gate-keepers of every data connection (RFC 2577
+sections 3 and 4): nothing that a peer writes selects a host, and only ports that pass here are ever named to
+a plane.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from ..endpoints import Endpoint, IPAddress
+
+__all__ = ["DEFAULT_DENIED_PORTS", "Policy", "Timeouts"]
+
+DEFAULT_DENIED_PORTS = frozenset(
+    {1433, 1521, 3128, 3306, 3389, 5432, 5900, *range(6000, 6064), 6379, 8080, 9200, 11211, 27017}
+)
+"""Ports of services that a browser or a confused deputy could be aimed at (PROTOCOL section 6.2)."""
+
+
+@frozen(kw_only=True)
+class Policy:
+    """What one service allows."""
+
+    min_data_port: int = 1024
+    """Lowest port that PORT, EPRT, 227 and 229 may name (RFC 2577 section 3)."""
+    deny_data_ports: frozenset[int] = DEFAULT_DENIED_PORTS
+    """Further ports that PORT and EPRT may not name."""
+    port_address: str = "same"
+    """`same`: PORT and EPRT must carry the client's own address, else 501.  `override`: any address is accepted
+    and the client's own is used (clients behind a second NAT)."""
+    require_login: bool = True
+    """No data connection before a login reply (230, 232)."""
+    greeting: str = "strict"
+    """`strict`: a server that does not greet with a reply is no FTP server.  `lenient`: its words are passed on."""
+    tls: str = "pass"
+    """`pass`: AUTH goes to the server and, if it accepts, the session is carried unread.  `refuse`: 502."""
+
+
+@frozen(kw_only=True)
+class Timeouts:
+    """Seconds; see docs/configuration.md for the reasons."""
+
+    connect: float = 30
+    """To reach the server."""
+    greeting: float = 120
+    """For the server's first reply."""
+    login: float = 120
+    """From the greeting to a successful login."""
+    idle: float = 3600
+    """Without a command or a reply, while no data connection carries."""
+    data_setup: float = 120
+    """For a data connection that was announced to come up."""
+    data_idle: float = 900
+    """Without an octet on a data connection."""
+    announce: float = 1
+    """How long a 227 waits for our own call to the server's data port to be answered."""
+
+
+def _same(address: IPAddress, peer: IPAddress) -> bool:
+    return address == peer
+
+
+def port_refusal(policy: Policy, named: Endpoint, peer: IPAddress) -> tuple[int, str] | None:
+    """Why `named`, the argument of PORT or EPRT, is refused for a client at `peer`: code and text, or None."""
+    if policy.port_address == "same" and named.host != peer:
+        return 501, "The address is not that of the control connection."
+    if named.port < policy.min_data_port or named.port in policy.deny_data_ports:
+        return 504, "Data connections to that port are not allowed."
+    return None
