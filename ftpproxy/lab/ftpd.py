@@ -1,0 +1,63 @@
+"""The lab's FTP server: pyftpdlib with one directory that anonymous and `lab` (password `lab`) may read and write.
+
+    python -m ftpproxy.lab.ftpd --root DIR [--listen ADDRESS:PORT ...]
+
+When it accepts connections it prints one line, `ready` and its addresses.  It keeps pyftpdlib's defaults, above all
+the refusal of PORT and EPRT to any address but the client's (RFC 2577 section 3): servers in the field refuse too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import sys
+import warnings
+
+from ..endpoints import Endpoint
+from ..sockets import bound
+
+__all__ = ["main"]
+
+PERMISSIONS = "elradfmwMT"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until killed."""
+    parser = argparse.ArgumentParser(prog="python -m ftpproxy.lab.ftpd", description="the lab's FTP server")
+    parser.add_argument("--root", required=True, metavar="DIR", help="what is served")
+    parser.add_argument("--listen", action="append", metavar="ADDRESS:PORT", help="default: port 21 of both families")
+    parser.add_argument("--passive-ports", metavar="FIRST-LAST", help="ports of passive data connections")
+    parser.add_argument("--permit-foreign", action="store_true", help="call any address that PORT or EPRT names")
+    args = parser.parse_args(argv)
+
+    warnings.simplefilter("ignore")  # pyftpdlib warns of what we want: an anonymous user who may write
+    from pyftpdlib.authorizers import DummyAuthorizer
+    from pyftpdlib.handlers import FTPHandler
+    from pyftpdlib.servers import FTPServer
+
+    class Conversation(FTPHandler):  # type: ignore[misc]
+        authorizer = DummyAuthorizer()
+        banner = "the lab's server"
+        permit_foreign_addresses = args.permit_foreign
+
+    Conversation.authorizer.add_anonymous(args.root, perm=PERMISSIONS)
+    Conversation.authorizer.add_user("lab", "lab", args.root, perm=PERMISSIONS)
+    if args.passive_ports:
+        first, last = map(int, args.passive_ports.split("-"))
+        Conversation.passive_ports = range(first, last + 1)
+    logging.getLogger("pyftpdlib").setLevel(logging.WARNING)
+
+    sockets: list[socket.socket] = []
+    for text in args.listen or ["0.0.0.0:21", "[::]:21"]:
+        sock = bound(Endpoint.parse(text))
+        sock.listen(128)
+        sockets.append(sock)
+    servers = [FTPServer(sock, Conversation) for sock in sockets]
+    print("ready", *(Endpoint.from_sockaddr(sock.getsockname()) for sock in sockets), flush=True)
+    servers[0].serve_forever(handle_exit=False)  # one event loop serves both
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
