@@ -71,6 +71,10 @@ class PortRange:
         chooser = random.Random(seed) if seed is not None else random.SystemRandom()
         chooser.shuffle(self._order)
         self._next = 0
+        self._span = f"{first}-{last}"
+
+    def __str__(self) -> str:
+        return self._span
 
     def __len__(self) -> int:
         return len(self._order)

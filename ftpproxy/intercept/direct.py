@@ -1,0 +1,128 @@
+"""`intercept = "none"`: clients dial us, so every address is ours and ordinary sockets do.
+
+The other gates use what stands here for the legs whose addresses are ours (towards the server, mostly).
+
+Why data sockets are bound to a port of our own range, also where any port would do:  connect() on a socket that is
+bound late (IP_BIND_ADDRESS_NO_PORT) or not at all takes a port of the ephemeral range, which the gateway's other
+programs and its masquerading use too, and skips every port that carries a bound socket, TIME_WAIT included.  Ports of a
+range of ours that is walked round come again as late as can be.  SO_REUSEADDR makes TIME_WAIT no obstacle to binding,
+and several callers may share a port: connections are told apart by all four numbers.  Only connect() sees a clash of
+all four (EADDRNOTAVAIL), and a second `caller` has the next port.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from ..endpoints import ANY_PORT, Endpoint
+from ..log import event
+from ..paths import Await, Call
+from ..sockets import bound
+from .interceptor import Caller, GateError, Listener, PortRange
+
+__all__ = ["MOST_TRIES", "DirectGate", "bind_to_call", "first_free", "listening", "refusal"]
+
+log = logging.getLogger(__name__)
+
+MOST_TRIES = 1000
+"""How many ports one leg tries before it gives up: 10 ms or so, and with 99 of 100 ports taken sure to find one."""
+
+BACKLOG = 16
+"""One peer is expected; strangers (PROTOCOL item 132) must not crowd it out before they are closed."""
+
+_WHY = {
+    errno.EADDRNOTAVAIL: "it is not an address of this machine",
+    errno.EEXIST: "another connection of the same kind is being set up",
+    errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE",
+    errno.EPERM: "an address that is not ours needs CAP_NET_RAW or CAP_NET_ADMIN (IP_TRANSPARENT)",
+}
+
+T = TypeVar("T")
+
+
+@contextmanager
+def refusal(what: str) -> Iterator[None]:
+    """Turn an `OSError` into the `GateError` that says that `what` cannot be done, and why."""
+    try:
+        yield
+    except OSError as error:
+        why = _WHY.get(error.errno or 0) or error.strerror or str(error)
+        raise GateError(f"cannot {what}: {why}") from error
+
+
+def first_free(wanted: int, ports: PortRange, attempt: Callable[[int], T]) -> T:
+    """What `attempt(port)` returns for `wanted`, or if that is 0 for the first of `ports` that is free.
+
+    A port is not free if `attempt` raises EADDRINUSE or EEXIST; any other `OSError` is raised.  Raises `GateError`
+    where no port is left.
+    """
+    for port in (wanted,) if wanted != ANY_PORT else ports.once_round(MOST_TRIES):
+        try:
+            return attempt(port)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EEXIST):
+                raise
+    if wanted != ANY_PORT:
+        raise GateError(f"port {wanted} is taken")
+    raise GateError(f"no port is left in {ports} ({min(len(ports), MOST_TRIES)} tried); more data_ports are needed")
+
+
+def listening(at: Endpoint, *, transparent: bool = False) -> socket.socket:
+    """A non-blocking socket that listens at `at`.  Raises `OSError`: EADDRINUSE may come from bind or from listen,
+    because with SO_REUSEADDR only listen tells two listeners apart."""
+    sock = bound(at, transparent=transparent)
+    try:
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def bind_to_call(source: Endpoint, ports: PortRange, bind: Callable[[Endpoint], socket.socket]) -> socket.socket:
+    """A socket bound to `source`; where its port is 0, or cannot be had, to another port of the same host.
+
+    Port 20 as the source is a courtesy (RFC 959 section 3.2), a data connection from elsewhere is better than none.
+    Raises `OSError`, `GateError`.
+    """
+    if source.port != ANY_PORT:
+        try:
+            return bind(source)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EADDRINUSE):
+                raise
+            event(log, logging.DEBUG, "gate.source_port_denied", source=source, reason=os.strerror(error.errno))
+    return first_free(ANY_PORT, ports, lambda port: bind(source.at(port)))
+
+
+class DirectGate:
+    """Ordinary sockets at addresses of this machine."""
+
+    def prepare(self, listener: socket.socket) -> None:
+        """An ordinary listener needs nothing."""
+
+    def original_destination(self, control: socket.socket) -> Endpoint:
+        """Where the connection arrived is where it was sent."""
+        return Endpoint.from_sockaddr(control.getsockname())
+
+    def listener(self, leg: Await, ports: PortRange) -> Listener:
+        """Listen at `leg.at`.  Raises `GateError`: not our address, no port left, no right to that port."""
+        with refusal(f"listen at {leg.at}"):
+            sock = first_free(leg.at.port, ports, lambda port: listening(leg.at.at(port)))
+            return Listener(sock, Endpoint.from_sockaddr(sock.getsockname()))
+
+    def caller(self, leg: Call, ports: PortRange) -> Caller:
+        """A socket bound to `leg.source`, if need be to another port of it.  Raises `GateError`: not our address, no
+        port left.  EADDRNOTAVAIL from the owner's connect means that this very connection exists (or sits in
+        TIME_WAIT): another call of `caller`, with `leg.source` at port 0, gives another port."""
+        with refusal(f"call {leg.to} from {leg.source}"):
+            return Caller(bind_to_call(leg.source, ports, bound))
+
+    def close(self) -> None:
+        """Nothing was installed."""

@@ -1,0 +1,205 @@
+"""Linux: `tproxy`, where the socket table is the map, and `redirect`, where nftables maps to sockets of ours.
+
+**tproxy.**  Two prerouting rules and a policy route (see `ftpproxy rules`) hand packets to sockets of this machine
+whatever address they are sent to, if there is such a socket with IP_TRANSPARENT (Documentation/networking/tproxy.rst):
+
+    ip saddr @clients tcp dport 21 tproxy ip to 127.0.0.1:8021 meta mark set M accept
+    meta l4proto tcp socket transparent 1 meta mark set M accept
+
+So a data connection needs no kernel state of its own: we listen at the *server's* address and call from the
+server's address and port 20.  What the gate needs for addresses that are not ours is CAP_NET_RAW.
+
+**redirect.**  The control connection was rewritten to our address; conntrack knows the original one.  Data
+connections stay foreign, so each gets a map element (`ftpproxy.netfilter`), which leads the one client that was told
+to a socket at our own address *towards that client*, the address that `redirect` itself uses.  (A loopback
+address would not do: 127.0.0.1 needs route_localnet and ::1 cannot be reached from outside.)  A call from a foreign
+address is made from ours, and a source NAT element gives it the foreign one on the way out.
+
+A socket at an address of ours is an ordinary one under both.  Whether an address is ours is what bind() says; with
+net.ipv4.ip_nonlocal_bind or net.ipv6.ip_nonlocal_bind set to 1 it says yes to everything, and neither gate can work.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import socket
+import struct
+import time
+from collections.abc import Callable
+from functools import partial
+
+from attrs import frozen
+
+from ..endpoints import Endpoint, IPAddress
+from ..log import event
+from ..netfilter import TABLE, Element, Elements, awaited, called
+from ..paths import Await, Call
+from ..sockets import IP_TRANSPARENT, IPV6_TRANSPARENT, SO_ORIGINAL_DST, bound, family, is_ours
+from .direct import DirectGate, bind_to_call, first_free, listening, refusal
+from .interceptor import Caller, GateError, Listener, PortRange
+
+__all__ = ["RedirectGate", "TproxyGate"]
+
+log = logging.getLogger(__name__)
+
+_sockaddr_in = struct.Struct("!2xH4s8x")
+_sockaddr_in6 = struct.Struct("!2xH4x16s4x")
+
+
+class TproxyGate:
+    """Foreign addresses by IP_TRANSPARENT.  Needs the rules and the policy route, and CAP_NET_RAW."""
+
+    def prepare(self, listener: socket.socket) -> None:
+        """Make a control listener one that `tproxy` may use.  Raises `GateError` without CAP_NET_RAW."""
+        with refusal("make the listener transparent"):
+            if listener.family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+            else:
+                listener.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+
+    def original_destination(self, control: socket.socket) -> Endpoint:
+        """The packets were never rewritten: the socket's own name is what the client dialled."""
+        return Endpoint.from_sockaddr(control.getsockname())
+
+    def listener(self, leg: Await, ports: PortRange) -> Listener:
+        """Listen at `leg.at`, ours or not.  Raises `GateError`: no CAP_NET_RAW, no port left.
+
+        A port at which this gateway itself listens on the wildcard address counts as taken.
+        """
+        with refusal(f"listen at {leg.at}"):
+            sock = first_free(leg.at.port, ports, lambda port: _ours_or_foreign(listening, leg.at.at(port)))
+            return Listener(sock, Endpoint.from_sockaddr(sock.getsockname()))
+
+    def caller(self, leg: Call, ports: PortRange) -> Caller:
+        """A socket bound to `leg.source`, ours or not, if need be to another port of it.  Raises `GateError` as
+        `listener`; for EADDRNOTAVAIL from connect see `DirectGate.caller`."""
+        with refusal(f"call {leg.to} from {leg.source}"):
+            return Caller(bind_to_call(leg.source, ports, lambda source: _ours_or_foreign(bound, source)))
+
+    def close(self) -> None:
+        """Nothing was installed."""
+
+
+def _ours_or_foreign(make: Callable[..., socket.socket], at: Endpoint) -> socket.socket:
+    """`make(at)`, with IP_TRANSPARENT only where the address asks for it."""
+    try:
+        return make(at)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+    return make(at, transparent=True)
+
+
+@frozen(eq=False)
+class _Standing:
+    """An element that we added, until (by the monotonic clock) the kernel drops it."""
+
+    element: Element
+    until: float
+
+
+class RedirectGate:
+    """Foreign addresses by elements of our table, which must be loaded.  Needs CAP_NET_ADMIN.
+
+    `elements` may be shared with other gates and planes of this worker; it stays its maker's to close.
+    """
+
+    def __init__(self, elements: Elements) -> None:
+        self._elements = elements
+        self._standing: set[_Standing] = set()
+        self._direct = DirectGate()
+
+    def prepare(self, listener: socket.socket) -> None:
+        """`redirect` needs an ordinary listener, at the address of the clients' interface or at the wildcard."""
+
+    def original_destination(self, control: socket.socket) -> Endpoint:
+        """What conntrack has as the destination before any rewriting; the socket's own name where it was not
+        redirected, or where this kernel tracks no connections.  Raises `GateError`."""
+        here = Endpoint.from_sockaddr(control.getsockname())
+        try:
+            if here.host.version == 4:
+                raw = control.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, _sockaddr_in.size)
+                port, host = _sockaddr_in.unpack(raw)
+            else:
+                raw = control.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, _sockaddr_in6.size)
+                port, host = _sockaddr_in6.unpack(raw)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOPROTOOPT):
+                return here
+            raise GateError(f"cannot find whom {control!r} was dialled as: {error.strerror}") from error
+        return Endpoint(ipaddress.ip_address(host), port)
+
+    def listener(self, leg: Await, ports: PortRange) -> Listener:
+        """Listen at `leg.at` if it is ours, else at our address towards the peer, at the same port, with an element
+        that leads the peer there.  Raises `GateError`: no route to the peer, no CAP_NET_ADMIN, table gone, no
+        port left."""
+        with refusal(f"listen at {leg.at}"):
+            if is_ours(leg.at.host):
+                return self._direct.listener(leg, ports)
+        local = _towards(leg.peer)
+
+        def attempt(port: int) -> Listener:
+            sock = listening(Endpoint(local, port))
+            release = self._add(awaited(leg.peer, leg.at.at(port), Endpoint(local, port)), sock)
+            return Listener(sock, leg.at.at(port), release)
+
+        with refusal(f"listen at {leg.at}"):
+            return first_free(leg.at.port, ports, attempt)
+
+    def caller(self, leg: Call, ports: PortRange) -> Caller:
+        """A socket at `leg.source` if that is ours, else at our address towards `leg.to`, with an element that
+        makes the call come from `leg.source`; port 0 there leaves our own port.  Release it once connected: it
+        stands in the way of another call to `leg.to`.  Raises `GateError`: as `listener`, or such a call is being made.
+        """
+        with refusal(f"call {leg.to} from {leg.source}"):
+            if is_ours(leg.source.host):
+                return self._direct.caller(leg, ports)
+        local = _towards(leg.to.host)
+        with refusal(f"call {leg.to} from {leg.source}"):
+            sock = first_free(0, ports, lambda port: bound(Endpoint(local, port)))
+            return Caller(sock, self._add(called(local, leg.to, leg.source), sock))
+
+    def close(self) -> None:
+        """Take away every element that was not released."""
+        for standing in tuple(self._standing):
+            self._remove(standing)
+
+    def _add(self, element: Element, sock: socket.socket) -> Callable[[], None]:
+        """Add `element` and return what takes it away.  On failure `sock` is closed and the error raised."""
+        until = time.monotonic() + element.seconds
+        try:
+            self._elements.add(element)
+        except PermissionError as error:
+            sock.close()
+            raise GateError("no permission to change nftables; CAP_NET_ADMIN is needed") from error
+        except FileNotFoundError as error:
+            sock.close()
+            raise GateError(f"table inet {TABLE} is gone: was the ruleset flushed?  Restart the service") from error
+        except BaseException:
+            sock.close()
+            raise
+        standing = _Standing(element, until)
+        self._standing.add(standing)
+        return partial(self._remove, standing)
+
+    def _remove(self, standing: _Standing) -> None:
+        if standing not in self._standing:
+            return
+        self._standing.remove(standing)
+        if time.monotonic() < standing.until:  # later it is gone, and its key may be somebody else's
+            try:
+                self._elements.remove(standing.element)
+            except OSError as error:
+                event(log, logging.WARNING, "gate.element_left", map=standing.element.map, reason=error.strerror)
+
+
+def _towards(peer: IPAddress) -> IPAddress:
+    """The address of ours from which packets to `peer` leave.  Raises `GateError`."""
+    with refusal(f"find our address towards {peer}"), socket.socket(family(peer), socket.SOCK_DGRAM) as probe:
+        probe.connect((str(peer), 9))  # connecting sends nothing; any port will do
+        local = Endpoint.from_sockaddr(probe.getsockname()).host
+    if local.is_loopback and not peer.is_loopback:
+        raise GateError(f"{peer} is not reached from any address but loopback")
+    return local
