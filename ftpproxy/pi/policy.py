@@ -1,8 +1,7 @@
 """What a service allows, and how long it waits: plain values that the administrator sets.
 
-`Policy.port_refusal` and `Policy.passive_refusal` are the gate-keepers of every data connection (RFC 2577
-sections 3 and 4): nothing that a peer writes selects a host, and only ports that pass here are ever named to
-a plane.
+`active_refusal` and `passive_refusal` are the gate-keepers of every data connection (RFC 2577 sections 3 and
+4): nothing that a peer writes selects a host, and only ports that pass here are ever named to a plane.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from attrs import frozen
 
 from ..endpoints import Endpoint, IPAddress
 
-__all__ = ["DEFAULT_DENIED_PORTS", "Policy", "Timeouts"]
+__all__ = ["DEFAULT_DENIED_PORTS", "Policy", "Timeouts", "active_refusal", "passive_refusal"]
 
 DEFAULT_DENIED_PORTS = frozenset(
     {1433, 1521, 3128, 3306, 3389, 5432, 5900, *range(6000, 6064), 6379, 8080, 9200, 11211, 27017}
@@ -58,14 +57,17 @@ class Timeouts:
     """How long a 227 waits for our own call to the server's data port to be answered."""
 
 
-def _same(address: IPAddress, peer: IPAddress) -> bool:
-    return address == peer
-
-
-def port_refusal(policy: Policy, named: Endpoint, peer: IPAddress) -> tuple[int, str] | None:
-    """Why `named`, the argument of PORT or EPRT, is refused for a client at `peer`: code and text, or None."""
-    if policy.port_address == "same" and named.host != peer:
+def active_refusal(policy: Policy, named: Endpoint, client: IPAddress) -> tuple[int, str] | None:
+    """Why `named`, the argument of PORT or EPRT of a client at `client`, is refused: code and text; else None."""
+    if policy.port_address == "same" and named.host != client:
         return 501, "The address is not that of the control connection."
     if named.port < policy.min_data_port or named.port in policy.deny_data_ports:
         return 504, "Data connections to that port are not allowed."
+    return None
+
+
+def passive_refusal(policy: Policy, port: int) -> str | None:
+    """Why `port`, which a server named in a 227 or 229, is refused; else None."""
+    if port < policy.min_data_port:
+        return f"the server named port {port}, below the lowest allowed ({policy.min_data_port})"
     return None

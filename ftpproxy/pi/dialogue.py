@@ -1,0 +1,69 @@
+"""The dialogue: what was said and is still to be said on one control connection.
+
+The ledger of unanswered turns, the octets that wait to be written to either side, and the actions that wait for the
+session.  The interpreter (which reads lines) and the negotiation (which sets data connections up) both write
+here, and only here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from ..endpoints import Side
+from ..wire.command import Command
+from ..wire.reply import reply
+from .actions import Action, Chunk
+from .ledger import Ledger, Turn
+from .verbs import Kind
+
+__all__ = ["NO_COMMAND", "Dialogue"]
+
+NO_COMMAND = Command(b"", b"", b"")
+
+
+class Dialogue:
+    """Replies leave in the order of the client's commands, ours included."""
+
+    __slots__ = ("actions", "client_out", "ledger", "server_out")
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.actions: deque[Action] = deque()
+        self.client_out: list[Chunk] = []
+        self.server_out: list[Chunk] = []
+
+    def act(self, action: Action) -> None:
+        self.actions.append(action)
+
+    def forward(self, command: Command, kind: Kind, octets: bytes) -> None:
+        """Send a command to the server, which owes a reply from now on."""
+        self.ledger.add(Turn(command, kind))
+        self.server_out.append(Chunk(octets))
+
+    def say(self, code: int, text: str) -> None:
+        """A reply of ours, now."""
+        self.client_out.append(Chunk(reply(code, text)))
+
+    def answer(self, code: int, text: str) -> None:
+        """A reply of ours in its turn: behind all that the server still owes."""
+        if self.ledger:
+            self.ledger.add(Turn(NO_COMMAND, Kind.ORDINARY, reply(code, text)))
+        else:
+            self.say(code, text)
+
+    def pass_on(self, lines: Iterable[bytes]) -> None:
+        """Lines of the server, with their line ends."""
+        self.client_out += map(Chunk, lines)
+
+    def end_turn(self) -> None:
+        """The oldest turn is answered; replies of ours that waited behind it are due."""
+        self.client_out += map(Chunk, self.ledger.end_head())
+
+    def take_output(self, side: Side) -> list[Chunk]:
+        """Octets for this side, in order; they are the caller's now."""
+        if side is Side.CLIENT:
+            chunks, self.client_out = self.client_out, []
+        else:
+            chunks, self.server_out = self.server_out, []
+        return chunks

@@ -1,0 +1,348 @@
+"""The protocol interpreter: two streams of lines and a ledger of unanswered commands.
+
+Theory of operation.  The session feeds octets with `receive` and asks `next_action(side)` until it says what
+it needs: `Need.DATA` (read more from that side) or `Need.PEER` (something else has to happen first; do not
+read, so nothing piles up).  Lines that mean nothing to us go straight to the output of the other side.  Only
+five things mean something:
+
+* set-up commands and their replies (PASV EPSV PORT EPRT): the interpreter stops until the session has a path
+  open, and only then writes the line that announces it: **install, then announce**;
+* transfer verbs and their final replies: they start and settle the path;
+* login replies, since nothing is opened for somebody who is not logged in;
+* AUTH: once the server has agreed, the rest is carried unread (RFC 4217 needs both ends to do their TLS);
+* QUIT, REIN, ABOR and 421, which end things.
+
+One octet's way: `receive` -> `LineBuffer` -> `parse_command` or `ReplyReader` -> one of the methods below ->
+`take_output`.  Nobody is called back and no clock is read; timers are armed by an action and come back as
+`timer`.
+
+Invariants (property tested): output is whole canonical lines; replies leave in the order of the commands; a
+line that names an endpoint leaves only after `path_opened`; at most one path is open; every host in a
+`PathSpec` comes from the `Route`; the buffers are bounded as long as the session obeys `Need.PEER`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..endpoints import ANY_PORT, Endpoint, Side
+from ..routes import Route
+from ..wire.command import Command, parse_command
+from ..wire.lines import OVERLONG, LineBuffer
+from ..wire.reply import NotAReply, ReplyLine, ReplyReader
+from .actions import Action, Arm, Chunk, Hangup, Need, Timer
+from .dialogue import NO_COMMAND, Dialogue
+from .ledger import Turn
+from .negotiation import Negotiation
+from .policy import Policy, Timeouts
+from .verbs import HTTP_VERBS, Kind, kind_of
+
+__all__ = ["LONGEST_COMMAND", "LONGEST_REPLY", "ProtocolInterpreter"]
+
+LONGEST_COMMAND = 8192
+"""Octets; PATH_MAX is 4096 and Telnet escaping may double it."""
+LONGEST_REPLY = 32768
+"""Octets of one line; real servers were seen with 17 kB."""
+LONGEST_HELD_REPLY = 256 * 1024
+"""Octets of a whole reply that may have to be replaced."""
+MOST_EMPTY_LINES = 10
+ENDING_SECONDS = 10.0
+"""How long a server that said 421 may take to close."""
+
+CLIENT, SERVER = Side.CLIENT, Side.SERVER
+
+
+class ProtocolInterpreter:
+    """One control connection's understanding of itself.  Raises nothing for anything that a peer sends."""
+
+    __slots__ = (
+        "_client_ended",
+        "_commands",
+        "_commands_seen",
+        "_dialogue",
+        "_dismissed",
+        "_empty_lines",
+        "_held",
+        "_logged_in",
+        "_negotiation",
+        "_over",
+        "_overlong_lines",
+        "_policy",
+        "_reader",
+        "_replies",
+        "_reply",
+        "_server_ended",
+        "_timeouts",
+        "_unread",
+    )
+
+    def __init__(
+        self,
+        route: Route,
+        policy: Policy | None = None,
+        timeouts: Timeouts | None = None,
+        *,
+        active_source_port: int = ANY_PORT,
+    ) -> None:
+        self._policy = policy or Policy()
+        self._timeouts = timeouts or Timeouts()
+        self._dialogue = Dialogue()
+        self._negotiation = Negotiation(self._dialogue, route, self._policy, self._timeouts, active_source_port)
+        self._commands = LineBuffer(LONGEST_COMMAND)
+        self._replies = LineBuffer(LONGEST_REPLY)
+        self._reader = ReplyReader()
+        self._held: Command | None = None
+        """A command that must wait for its turn."""
+        self._reply: list[bytes] = []
+        """Lines so far of a reply that we may have to replace."""
+        self._client_ended = self._server_ended = False
+        self._logged_in = False
+        self._commands_seen = self._empty_lines = self._overlong_lines = 0
+        self._unread = False
+        """After AUTH: both directions pass as they are."""
+        self._dismissed = False
+        """After 421: whatever the server still says passes, nothing is matched."""
+        self._over = False
+        self._dialogue.ledger.add(Turn(NO_COMMAND, Kind.GREETING))
+        self._dialogue.act(Arm(Timer.GREETING, self._timeouts.greeting))
+
+    # What the session calls
+
+    def receive(self, side: Side, octets: bytes) -> None:
+        """Take octets of a side; none mean that it ended its stream."""
+        buffer = self._commands if side is CLIENT else self._replies
+        if octets:
+            buffer.feed(octets)
+        elif side is CLIENT:
+            self._client_ended = True
+        else:
+            self._server_ended = True
+
+    def next_action(self, side: Side) -> Action | Need:
+        """What to do next, seen from this side."""
+        actions = self._dialogue.actions
+        if not actions and not self._over:
+            need = self._from_client() if side is CLIENT else self._from_server()
+            if not actions:
+                return need
+        return actions.popleft() if actions else Need.PEER
+
+    def take_output(self, side: Side) -> list[Chunk]:
+        """Octets for this side, in order; they are the caller's now."""
+        return self._dialogue.take_output(side)
+
+    def timer(self, timer: Timer) -> None:
+        """A clock that was armed has run down."""
+        if timer is Timer.ANNOUNCE:
+            self._negotiation.announce_overdue()
+        elif timer is Timer.ENDING:
+            self._hang_up("the server said 421 and did not close")
+        elif timer is Timer.GREETING and self._dialogue.ledger.owes(Kind.GREETING):
+            self.dismiss("The server did not greet in time.")
+        elif timer is Timer.LOGIN and not self._logged_in and not self._unread:
+            self.dismiss("Login took too long.")
+
+    def dismiss(self, text: str) -> None:
+        """End the session: 421 with this text to the client, then `Hangup`."""
+        if not self._over:
+            self._dialogue.say(421, text)
+            self._hang_up(text)
+
+    def path_opened(self, announced: Mapping[Side, Endpoint], *, ready: bool) -> None:
+        """The path of the last `OpenPath` stands.  `ready`: nothing more is awaited before it may be announced."""
+        self._negotiation.path_opened(announced, ready=ready)
+
+    def path_refused(self) -> None:
+        """No plane can carry the path of the last `OpenPath`."""
+        self._negotiation.path_refused()
+
+    def path_connected(self, side: Side) -> None:
+        """A leg of the open path is up."""
+        self._negotiation.path_connected(side)
+
+    def path_failed(self) -> None:
+        """The open path never came up and never will."""
+        self._negotiation.path_failed()
+
+    # From the client
+
+    def _from_client(self) -> Need:
+        while not self._dialogue.actions:
+            if self._unread:
+                return self._pass_unread(
+                    self._commands, self._dialogue.server_out, self._client_ended, "the client closed"
+                )
+            command, self._held = self._held, None
+            if command is None:
+                line = self._commands.next_line()
+                if line is None:
+                    if self._client_ended:
+                        self._client_gone()
+                        return Need.PEER
+                    return Need.DATA
+                if line is OVERLONG:
+                    self._overlong_lines += 1
+                    if self._overlong_lines > 1:
+                        self.dismiss("Command lines are too long.")
+                    else:
+                        self._dialogue.answer(500, "The command line is too long.")
+                    continue
+                command = parse_command(line)
+            kind = kind_of(command.verb)
+            if not self._dialogue.ledger.admits(kind):
+                self._held = command
+                return Need.PEER
+            self._command(command, kind)
+        return Need.PEER
+
+    def _command(self, command: Command, kind: Kind) -> None:
+        verb = command.verb
+        if not verb:
+            self._empty_lines += 1
+            if self._empty_lines > MOST_EMPTY_LINES:
+                self.dismiss("Too many empty lines.")
+            return
+        self._empty_lines = 0
+        self._commands_seen += 1
+        if self._commands_seen == 1 and verb in HTTP_VERBS:
+            self._hang_up("the client speaks HTTP")
+        elif command.unclean or (b"\0" in command.line and kind not in (Kind.ORDINARY, Kind.TRANSFER)):
+            self._dialogue.answer(501, "The command line contains CR or NUL.")
+        elif kind is Kind.PASSIVE:
+            self._negotiation.passive(command, logged_in=self._logged_in)
+        elif kind is Kind.ACTIVE:
+            self._negotiation.active(command, logged_in=self._logged_in)
+        elif kind is Kind.REFUSED:
+            self._dialogue.answer(502, "Command not implemented.")
+        elif kind is Kind.SECURITY and self._policy.tls == "refuse":
+            self._dialogue.answer(502, "TLS is not available here.")
+        else:
+            if kind is Kind.TRANSFER:
+                self._negotiation.transfer_sent(command)
+            self._dialogue.forward(command, kind, command.line + b"\r\n")
+
+    def _client_gone(self) -> None:
+        if not self._dialogue.ledger.owes(Kind.ENDING):  # after QUIT the replies are still wanted
+            self._hang_up("the client closed")
+
+    # From the server
+
+    def _from_server(self) -> Need:
+        while not self._dialogue.actions:
+            if self._unread:
+                return self._pass_unread(
+                    self._replies, self._dialogue.client_out, self._server_ended, "the server closed"
+                )
+            if self._negotiation.waiting:
+                return Need.PEER
+            line = self._replies.next_line()
+            if line is None:
+                if self._server_ended:
+                    self._server_gone()
+                    return Need.PEER
+                return Need.DATA
+            if line is OVERLONG:
+                self.dismiss("The server sent a line that is too long.")
+            elif self._dismissed:
+                self._dialogue.pass_on([line + b"\r\n"])
+            elif line or self._reader.inside:  # empty lines between replies are nothing
+                self._reply_line(line)
+        return Need.PEER
+
+    def _reply_line(self, line: bytes) -> None:
+        turn = self._dialogue.ledger.head
+        try:
+            judged = self._reader.read(line)
+        except NotAReply:
+            if self._policy.greeting == "strict" or (turn is not None and turn.kind is Kind.ACTIVE):
+                self.dismiss("The server does not speak FTP.")
+                return
+            self._dialogue.pass_on([line + b"\r\n"])
+            if turn is not None:
+                self._dialogue.end_turn()
+            return
+        octets = judged.line + b"\r\n"
+        if turn is None:
+            self._unsolicited(judged, octets)
+        elif judged.code == 421:
+            self._dialogue.pass_on([octets])
+            if judged.last:
+                self._server_dismissed()
+        elif turn.kind in (Kind.PASSIVE, Kind.ACTIVE):
+            self._reply.append(octets)
+            if judged.last:
+                lines, self._reply = self._reply, []
+                self._negotiation.answered(turn, judged, lines)
+            elif sum(map(len, self._reply)) > LONGEST_HELD_REPLY:
+                self.dismiss("The server sent a reply that is too long.")
+        else:
+            self._dialogue.pass_on([octets])
+            if judged.last:
+                self._answered(turn, judged.code)
+
+    def _unsolicited(self, judged: ReplyLine, octets: bytes) -> None:
+        """Nobody asked.  An endpoint that nobody asked for is not passed on: it would answer the next PASV."""
+        if judged.code not in (227, 228, 229):
+            self._dialogue.pass_on([octets])
+            if judged.last and judged.code == 421:
+                self._server_dismissed()
+
+    def _answered(self, turn: Turn, code: int) -> None:
+        """A complete reply to a turn that is not a set-up command."""
+        kind = turn.kind
+        if not turn.ended_by(code):
+            turn.preliminary |= code < 200
+            return
+        positive = 200 <= code < 300
+        if kind is Kind.GREETING:
+            self._logged_in = code == 230
+            self._dialogue.act(Arm(Timer.LOGIN, self._timeouts.login))
+        elif kind is Kind.LOGIN:
+            if code in (230, 232) or (code == 202 and turn.command.verb != b"USER"):
+                self._logged_in = True
+            elif turn.command.verb == b"USER" and 300 <= code < 400:
+                self._logged_in = False
+        elif kind is Kind.TRANSFER:
+            self._negotiation.transfer_ended(turn, positive)
+        elif kind is Kind.ABORT and positive:
+            self._negotiation.drop("aborted")
+        elif kind is Kind.RESET and positive:
+            self._logged_in = False
+            self._negotiation.reset()
+        elif kind is Kind.SECURITY and code in (234, 334):
+            self._negotiation.drop("AUTH")
+            self._begin_unread()
+        self._dialogue.end_turn()
+
+    def _server_dismissed(self) -> None:
+        """421 (RFC 959 section 5.4): no later reply answers anything, and the server is about to close."""
+        self._dismissed = True
+        self._dialogue.act(Arm(Timer.ENDING, ENDING_SECONDS))
+
+    def _server_gone(self) -> None:
+        if not self._dismissed and self._dialogue.ledger.owes(Kind.GREETING):
+            self._dialogue.say(421, "The server closed the connection.")
+        self._hang_up("the server closed")
+
+    # Both
+
+    def _begin_unread(self) -> None:
+        """From here on TLS, if anything (RFC 4217 section 4): plain text sent along with AUTH is an injection."""
+        self._unread = True
+        early = bytes(self._commands.take_rest())
+        if self._held is not None or not b"\x16\x03".startswith(early[:2]):
+            self._hang_up("the client sent plain text behind AUTH")
+        else:
+            self._commands.feed(early)
+
+    def _pass_unread(self, buffer: LineBuffer, out: list[Chunk], ended: bool, reason: str) -> Need:
+        if octets := buffer.take_rest():
+            out.append(Chunk(octets))
+        if ended:
+            self._hang_up(reason)
+        return Need.DATA
+
+    def _hang_up(self, reason: str) -> None:
+        if not self._over:
+            self._over = True
+            self._dialogue.act(Hangup(reason, drain=not self._dialogue.ledger.owes(Kind.TRANSFER)))

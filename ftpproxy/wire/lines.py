@@ -1,0 +1,67 @@
+"""Lines out of a stream: any cutting of the octets gives the same lines (RFC 1123 section 4.1.2.10).
+
+A line ends at LF; one CR before it belongs to the line end.  A bare LF is accepted in both directions because
+old clients and small servers send it; what leaves the proxy ends in CR LF always.
+
+The buffer is bounded: a line that grows beyond `longest` is dropped up to its end and reported once as
+`OVERLONG`, so nothing is ever silently cut short (a truncated argument would be another command).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, Literal
+
+__all__ = ["OVERLONG", "LineBuffer", "Overlong"]
+
+
+class Overlong(Enum):
+    OVERLONG = "overlong"
+
+
+OVERLONG: Final = Overlong.OVERLONG
+
+
+class LineBuffer:
+    """Feed octets, take lines."""
+
+    __slots__ = ("_dropping", "_held", "_searched", "longest")
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+        self._held = bytearray()
+        self._searched = 0
+        self._dropping = False
+
+    def feed(self, octets: bytes) -> None:
+        self._held += octets
+
+    def next_line(self) -> bytes | Literal[Overlong.OVERLONG] | None:
+        """The next line without its line end, `OVERLONG` in its place if it was too long, None for "not yet"."""
+        held = self._held
+        end = held.find(b"\n", self._searched)
+        if end < 0:
+            if self._dropping or len(held) > self.longest + 1:  # + 1: the CR of a line that just fits
+                self._dropping = True
+                held.clear()
+            self._searched = len(held)
+            return None
+        line = bytes(held[:end])
+        del held[: end + 1]
+        self._searched = 0
+        if line.endswith(b"\r"):
+            line = line[:-1]
+        if self._dropping or len(line) > self.longest:
+            self._dropping = False
+            return OVERLONG
+        return line
+
+    def take_rest(self) -> bytes:
+        """Everything that is buffered, unread; the buffer is empty afterwards."""
+        rest = bytes(self._held)
+        self._held.clear()
+        self._searched = 0
+        return rest
+
+    def __len__(self) -> int:
+        return len(self._held)

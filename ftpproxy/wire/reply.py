@@ -1,0 +1,78 @@
+"""Replies, single and multi-line (RFC 959 section 4.2), one line at a time.
+
+    single = DDD SP text CRLF                  bare "DDD" is tolerated and mended
+    multi  = DDD "-" text CRLF  *(any line CRLF)  DDD SP text CRLF     the same DDD
+
+Most replies are passed on line by line, since a STAT listing may be megabytes; the reader therefore judges single
+lines and remembers only the code of the reply that is open.
+
+Two things are mended on the way, both because clients and servers disagree on where a line or a reply ends:
+CR and NUL inside a line become blanks, and an inner line that looks like the last line of *another* reply gets
+a leading blank (RFC 959 section 4.2 asks the server to do that; curl, Squid and lftp end a reply at any
+such line, and a forged reply inside a listing must stay text).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+__all__ = ["NotAReply", "ReplyLine", "ReplyReader", "reply"]
+
+_FIRST = re.compile(rb"([1-6][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
+_LOOKS_LAST = re.compile(rb"[0-9]{3}(?: |\Z)")
+_CONTROLS = bytes.maketrans(b"\r\0", b"  ")
+
+
+class NotAReply(Exception):
+    """The first line of a reply does not begin with a reply code."""
+
+
+class ReplyLine(NamedTuple):
+    code: int
+    """Of the reply that the line belongs to."""
+    text: bytes
+    """What stands behind the code and its separator; for an inner line the whole line."""
+    line: bytes
+    """The whole line, mended, without line end."""
+    last: bool
+
+
+class ReplyReader:
+    """Tells for each line of the server which reply it belongs to and whether it ends it."""
+
+    __slots__ = ("_open",)
+
+    def __init__(self) -> None:
+        self._open = b""
+
+    @property
+    def inside(self) -> bool:
+        """Whether a multi-line reply is open."""
+        return bool(self._open)
+
+    def read(self, line: bytes) -> ReplyLine:
+        """Judge one line.  Raises `NotAReply`, after which the reader is as before."""
+        if b"\r" in line or b"\0" in line:
+            line = line.translate(_CONTROLS)
+        if not self._open:
+            match = _FIRST.fullmatch(line)
+            if match is None:
+                raise NotAReply(line[:80].decode("ascii", "backslashreplace"))
+            code, separator, text = match.groups()
+            if separator == b"-":
+                self._open = code
+                return ReplyLine(int(code), text, line, False)
+            return ReplyLine(int(code), text or b"", line if separator else code + b" ", True)
+        code = self._open
+        if line.startswith(code) and (len(line) == 3 or line[3:4] == b" "):
+            self._open = b""
+            return ReplyLine(int(code), line[4:], line if len(line) > 3 else code + b" ", True)
+        if _LOOKS_LAST.match(line):
+            line = b" " + line
+        return ReplyLine(int(code), line, line, False)
+
+
+def reply(code: int, text: str) -> bytes:
+    """A reply of the proxy's own, with its line end.  7-bit ASCII only (RFC 2640 section 2.2)."""
+    return b"%d %s\r\n" % (code, text.encode("ascii"))
