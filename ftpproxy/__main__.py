@@ -1,0 +1,12 @@
+"""`python -m ftpproxy`, and the entry point of the `ftpproxy` script."""
+
+from __future__ import annotations
+
+import sys
+
+from .cli import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

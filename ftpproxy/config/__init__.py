@@ -1,0 +1,155 @@
+"""The configuration file: TOML in, frozen values out, and every mistake named at once.
+
+    text --tomllib--> dict --cattrs--> tables as in the file --checks--> Config
+    (tomllib)         (reading)        (tables)              (checks)    (values)
+
+All problems of a file are reported together in one `ConfigError`, each with the path of its key, such as
+`service "lan".limits.sessions`, or `service[0]`, counted from 0, where a service has no usable name.  A firewall
+component that guesses what was meant is worse than one that refuses, so nothing is coerced and no key is ignored.
+
+The file ends here, on the top floor: below, everybody gets `Policy`, `Timeouts` and plain values.
+docs/configuration.md describes every key; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from .checks import check_service, check_together
+from .reading import Found, key_path, read
+from .tables import ServiceTable, keys
+from .values import (
+    Announce,
+    Config,
+    ConfigError,
+    IPNetwork,
+    Limits,
+    LogConfig,
+    PortSpan,
+    Problem,
+    ServiceConfig,
+)
+
+__all__ = [
+    "Announce",
+    "Config",
+    "ConfigError",
+    "IPNetwork",
+    "Limits",
+    "LogConfig",
+    "PortSpan",
+    "Problem",
+    "ServiceConfig",
+    "load",
+    "parse",
+    "show",
+]
+
+
+def load(path: Path | str) -> Config:
+    """The configuration in the file at `path`.  Raises `ConfigError` for everything that is wrong with it."""
+    try:
+        octets = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError([Problem("", f"cannot be read: {error.strerror}")]) from None
+    try:
+        text = octets.decode()
+    except UnicodeDecodeError as error:
+        line = octets.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem(f"line {line}", "is not UTF-8")]) from None
+    return parse(text)
+
+
+def parse(text: str) -> Config:
+    """The configuration in TOML `text`.  Raises `ConfigError` for everything that is wrong with it."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        what, place = re.fullmatch(r"(.*?)(?: \(at (.*)\))?", str(error), re.DOTALL).groups()  # type: ignore[union-attr]
+        raise ConfigError([Problem(place or "", f"is not TOML: {what}")]) from None
+
+    found: list[Found] = []
+    for key in data.keys() - {"service", "log"}:
+        found.append(((key,), _unknown_section(key)))
+    log = read(data.get("log", {}), LogConfig, ("log",), found)
+    services: list[tuple[int, ServiceConfig]] = []
+    raw = data.get("service", [])
+    if isinstance(raw, list):
+        for number, each in enumerate(raw):
+            if (table := read(each, ServiceTable, ("service", number), found)) is not None:
+                found += [(("service", number, *where), reason) for where, reason in check_service(table)]
+                services.append((number, table.service()))
+    else:
+        found.append((("service",), "each service is a table of its own, headed [[service]] in double brackets"))
+    if raw == []:
+        found.append((("service",), "at least one [[service]] is needed"))
+    found += check_together(services)
+
+    if found or log is None:
+        names = _names(raw)
+        raise ConfigError([Problem(key_path(where, names), reason) for where, reason in found])
+    return Config(services=tuple(service for _, service in services), log=log)
+
+
+def _unknown_section(key: str) -> str:
+    if key in keys(ServiceTable):
+        return "unknown key here; it belongs into [[service]]"
+    return "unknown key; a file has [[service]] and [log]"
+
+
+def _names(raw: object) -> dict[int, str]:
+    """The services that can be called by name: a string that is printable and theirs alone."""
+    given = [each.get("name") if isinstance(each, dict) else None for each in raw] if isinstance(raw, list) else []
+    return {
+        number: name
+        for number, name in enumerate(given)
+        if isinstance(name, str) and name.isprintable() and name and given.count(name) == 1
+    }
+
+
+def show(config: Config) -> str:
+    """The effective configuration, every default spelt out, as TOML that `parse` reads to an equal value."""
+    blocks = [_block("[log]", config.log)]
+    for service in config.services:
+        table = ServiceTable.of(service)
+        blocks.append(_block("[[service]]", table, without=("policy", "limits", "tls")))
+        blocks += [_block(f"[service.{name}]", getattr(table, name)) for name in ("policy", "limits", "tls")]
+    return "\n".join(blocks)
+
+
+def _block(head: str, table: Any, without: tuple[str, ...] = ()) -> str:
+    lines = [head]
+    for key in keys(type(table)):
+        value = getattr(table, key)
+        if key not in without and value is not None:
+            lines.append(f"{key} = {_toml(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return json.dumps(_time(value))
+    if isinstance(value, Announce):
+        given = {key: getattr(value, key) for key in keys(Announce) if getattr(value, key) is not None}
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in given.items()) + " }" if given else "{}"
+    if isinstance(value, frozenset):
+        return _toml(tuple(sorted(value)))
+    if type(value) is tuple:  # Endpoint and PortSpan are tuples too, but written as strings
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(str(value))
+
+
+def _time(seconds: float) -> str:
+    """3600.0 as `1h`: every float of the file is a time."""
+    for unit, length in (("h", 3600), ("m", 60)):
+        if seconds % length == 0:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"

@@ -1,0 +1,150 @@
+"""What no single value can tell: whether the values of a configuration fit together.
+
+Each check yields the place and one sentence that says what to do about it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+from ..endpoints import Endpoint, IPAddress
+from .reading import Found, Where
+from .tables import ServiceTable
+from .values import ServiceConfig
+
+__all__ = ["check_service", "check_together"]
+
+FLOORS = {"idle": 300.0, "data_setup": 30.0}
+"""Seconds below which a time breaks honest peers: RFC 1123 section 4.1.3.2 (a server waits five minutes for the next
+command, so must we) and RFC 6384 section 12 (half a minute for a data connection to come up)."""
+
+
+def family(host: IPAddress) -> str:
+    return f"IPv{host.version}"
+
+
+def check_service(service: ServiceTable) -> Iterator[Found]:
+    """Places are relative to the service."""
+    yield from _numbers(service)
+    yield from _listeners(service)
+    yield from _mode(service)
+    yield from _addresses(service)
+    if not service.planes:
+        yield ("planes",), 'is empty: nothing would carry the data connections; use ["relay"]'
+    for index, plane in enumerate(service.planes):
+        if plane in service.planes[:index]:
+            yield ("planes", index), f'"{plane}" is there already'
+
+
+def _numbers(service: ServiceTable) -> Iterator[Found]:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", service.name):
+        yield ("name",), "is 1 to 64 of the letters A to Z and a to z, digits, and _ . -"
+    for name in ("sessions", "per_client"):
+        if getattr(service.limits, name) < 1:
+            yield ("limits", name), "is at least 1"
+    for name, floor in FLOORS.items():
+        if getattr(service.limits, name) < floor:
+            yield ("limits", name), f'is at least "{floor:g}s": less breaks honest peers'
+    if not 1 <= service.policy.min_data_port <= 65535:
+        yield ("policy", "min_data_port"), f"{service.policy.min_data_port} is not a port from 1 to 65535"
+    for port in sorted(service.policy.deny_data_ports):
+        if not 1 <= port <= 65535:
+            yield ("policy", "deny_data_ports"), f"{port} is not a port from 1 to 65535"
+
+
+def _listeners(service: ServiceTable) -> Iterator[Found]:
+    if not service.listen:
+        yield ("listen",), 'is empty: name at least one address, as in ["127.0.0.1:8021"]'
+    for index, at in enumerate(service.listen):
+        where = ("listen", index)
+        earlier = [each for each in service.listen[:index] if each.host.version == at.host.version]
+        if at.port == 0:
+            yield where, "port 0 is no port to listen on"
+        if at.host.is_multicast:
+            yield where, f"{at.host} is a multicast address"
+        if service.intercept == "tproxy":
+            if at.host.is_unspecified:
+                # `socket transparent` would match every packet to this port (nft(8), "socket expression")
+                yield where, f'a "tproxy" listener has a specific address, such as 127.0.0.1 or ::1, not {at.host}'
+            if earlier:
+                yield where, f'"tproxy" leads to one listener a family, and {earlier[0]} is there already'
+        if service.intercept == "redirect":
+            if at.host.is_loopback:
+                instead = "0.0.0.0" if at.host.version == 4 else "[::]"
+                yield where, f'"redirect" never leads to {at.host}; listen at an inside address or {instead}'
+            if earlier and earlier[0].port != at.port:
+                yield where, f'"redirect" leads to one port a family, and {earlier[0]} is there already'
+
+
+def _mode(service: ServiceTable) -> Iterator[Found]:
+    if service.mode == "forward":
+        if service.intercept == "none":
+            yield (
+                ("intercept",),
+                ('forward mode needs "tproxy" or "redirect": without them nobody knows whom the client dialled'),
+            )
+        if service.servers:
+            yield ("servers",), "belongs to reverse mode; in forward mode the client chooses the server"
+        return
+    if not service.servers:
+        yield ("servers",), 'reverse mode needs the server to call, as in ["10.0.0.5:21"]'
+    seen: dict[int, Endpoint] = {}
+    for index, server in enumerate(service.servers):
+        first = seen.setdefault(server.host.version, server)
+        if first is not server:
+            yield ("servers", index), f"one server of each family, and {first} is there already"
+        if server.port == 0:
+            yield ("servers", index), "port 0 is no port to call"
+        if server.host.is_unspecified or server.host.is_multicast:
+            yield ("servers", index), f"{server.host} is no address to call"
+        if server in service.listen:
+            yield ("servers", index), "the service would call itself"
+    for index, at in enumerate(service.listen):
+        if seen and at.host.version not in seen:
+            yield ("listen", index), f"no {family(at.host)} server is configured for this listener to call"
+
+
+def _addresses(service: ServiceTable) -> Iterator[Found]:
+    versions = {at.host.version for at in service.listen}
+    singles: list[tuple[Where, IPAddress | None]] = [
+        (("announce", "client"), service.announce.client),
+        (("announce", "server"), service.announce.server),
+        (("source",), service.source),
+    ]
+    for where, address in singles:
+        if address is None:
+            continue
+        if address.is_unspecified or address.is_multicast:
+            yield where, f"{address} is not the address of a host"
+        elif versions and address.version not in versions:
+            yield where, f"{address} is {family(address)}, but the service listens on no {family(address)} address"
+    for index, network in enumerate(service.clients):
+        if versions and network.version not in versions:
+            yield ("clients", index), f"{network} is IPv{network.version}, but the service listens on no such address"
+
+
+def _collide(one: Endpoint, other: Endpoint) -> bool:
+    same = one.host == other.host or one.host.is_unspecified or other.host.is_unspecified
+    return same and one.port == other.port and one.host.version == other.host.version
+
+
+def check_together(services: Sequence[tuple[int, ServiceConfig]]) -> Iterator[Found]:
+    """Between all services, each with its number in the file.  Places are absolute."""
+    listeners = [
+        (("service", number, "listen", index), at, service)
+        for number, service in services
+        for index, at in enumerate(service.listen)
+    ]
+    for (_, first, owner), (where, second, _) in combinations(listeners, 2):
+        if _collide(first, second):
+            yield where, f'{second} collides with {first} of service "{owner.name}"'
+    for number, service in services:
+        for _, at, owner in listeners:
+            if service.data_ports.first <= at.port <= service.data_ports.last:
+                yield ("service", number, "data_ports"), f'contains the port of {at}, where "{owner.name}" listens'
+    names: dict[str, int] = {}
+    for number, service in services:
+        if names.setdefault(service.name, number) != number:
+            yield ("service", number, "name"), f'"{service.name}" is the name of service[{names[service.name]}] already'

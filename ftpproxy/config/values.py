@@ -1,0 +1,119 @@
+"""What a configuration says: frozen values, checked elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
+from typing import Literal, NamedTuple
+
+from attrs import frozen
+
+from ..endpoints import Endpoint, IPAddress
+from ..pi.policy import Policy, Timeouts
+
+__all__ = [
+    "Announce",
+    "Config",
+    "ConfigError",
+    "IPNetwork",
+    "Limits",
+    "LogConfig",
+    "PortSpan",
+    "Problem",
+    "ServiceConfig",
+]
+
+IPNetwork = IPv4Network | IPv6Network
+
+
+@frozen
+class Problem:
+    """One mistake: where in the file (a key path, `line 3, column 5`, or nothing for the file itself) and what."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}" if self.where else self.reason
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used.  `problems` has everything that is wrong with it."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("; ".join(map(str, self.problems)))
+
+
+class PortSpan(NamedTuple):
+    """Ports `first` to `last`, both included: `"20000-29999"` in the file."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+DEFAULT_DATA_PORTS = PortSpan(20000, 29999)
+"""Outside the ephemeral range of Linux (net.ipv4.ip_local_port_range, 32768-60999)."""
+
+
+@frozen(kw_only=True)
+class Announce:
+    """What a side is told instead of our address, where another NAT stands between us and that side."""
+
+    client: IPAddress | None = None
+    server: IPAddress | None = None
+
+
+@frozen(kw_only=True)
+class Limits:
+    """How many sessions a service has at once, in all and from one client address."""
+
+    sessions: int = 1000
+    per_client: int = 100
+
+
+DEFAULT_POLICY = Policy()
+DEFAULT_TIMEOUTS = Timeouts()
+
+
+@frozen(kw_only=True)
+class ServiceConfig:
+    """One `[[service]]`: a listener, perhaps of several addresses, with its policy."""
+
+    name: str
+    mode: Literal["forward", "reverse"]
+    listen: tuple[Endpoint, ...]
+    intercept: Literal["tproxy", "redirect", "none"]
+    clients: tuple[IPNetwork, ...] = ()
+    """Who may use it; empty: everybody."""
+    servers: tuple[Endpoint, ...] = ()
+    """Reverse mode: whom to call, at most one of each family.  Forward mode: empty."""
+    planes: tuple[Literal["relay"], ...] = ("relay",)
+    """In order of preference."""
+    data_ports: PortSpan = DEFAULT_DATA_PORTS
+    announce: Announce = Announce()
+    source: IPAddress | None = None
+    """The address we call servers from; None: what the kernel chooses."""
+    active_source_port: Literal[0, 20] = 0
+    """The port that active data reaches the client from; 0: any."""
+    policy: Policy = DEFAULT_POLICY
+    limits: Limits = Limits()
+    timeouts: Timeouts = DEFAULT_TIMEOUTS
+
+
+@frozen(kw_only=True)
+class LogConfig:
+    """`[log]`."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@frozen(kw_only=True)
+class Config:
+    """A whole file."""
+
+    services: tuple[ServiceConfig, ...]
+    log: LogConfig = LogConfig()
