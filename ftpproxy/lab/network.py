@@ -36,7 +36,9 @@ from typing import Any, NoReturn, Self
 
 from attrs import define, field, frozen
 
-__all__ = ["DATA_PORTS", "Gateway", "Host", "Lab", "LabError", "Topology", "enter_sandbox", "sweep"]
+from ..endpoints import Endpoint, parse_address
+
+__all__ = ["DATA_PORTS", "Gateway", "Host", "Lab", "LabError", "Loopback", "Topology", "enter_sandbox", "sweep"]
 
 PREFIX = "ftpx"
 DATA_PORTS = "20000-29999"
@@ -220,6 +222,16 @@ table inet filter {{
             self._sh(f"nft -f - <<'END'\n{ruleset}\nEND\n")
 
 
+class Loopback(Host):
+    """This machine as it is, for where no namespaces can be had: commands run here."""
+
+    def __init__(self) -> None:
+        super().__init__("this machine", "", (Interface("lo", "127.0.0.1/8", "::1/128"),))
+
+    def command(self, *argv: str) -> list[str]:
+        return list(argv)
+
+
 class Lab:
     """One network, from `with Lab(topology) as lab:` to the end of the block.  Raises `LabError` if it cannot be."""
 
@@ -258,6 +270,11 @@ class Lab:
     def server_address(self, version: int) -> str:
         """What the client dials: the server's own address or the one its gateway has outside."""
         return self.gateways.get("server", self.server).address(version)
+
+    @property
+    def dialled(self) -> dict[int, Endpoint]:
+        """Where the client finds the server, by version."""
+        return {version: Endpoint(parse_address(self.server_address(version)), 21) for version in (4, 6)}
 
     def _links(self) -> Iterator[tuple[Host, str, Host, str]]:
         for left, right in itertools.pairwise(self.hosts):

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -111,25 +111,25 @@ class FtpServer:
 
 def run(
     client: Host,
-    address: str,
+    dialled: Mapping[int, Endpoint],
     server: FtpServer,
     transfers: Iterable[Transfer],
     *,
-    port: int = 21,
     timeout: float = 5.0,
 ) -> dict[Transfer, Outcome]:
-    """All `transfers` of the server's sample at once, each by a client process on `client` that dials `address`.
+    """All `transfers` of the server's sample at once, each by a client process on `client` that calls `dialled`.
 
     An outcome is `ok` only if the file arrived whole: by checksum, at the client (RETR) or on the server's disk (STOR).
-    `timeout`, in seconds, is that of each step of a client (connect, login, set-up, data).
+    `dialled` has an endpoint for each version; `timeout` is that of each step of a client (connect, login, ...).
     """
     want = hashlib.sha256(server.content).hexdigest()
     started = []
     for number, transfer in enumerate(transfers):
         name = f"stored-{os.getpid()}-{number}"
-        where = ["--put", str(server.root / "sample"), "--as", name] if transfer.up else ["--get", "sample"]
-        argv = [sys.executable, "-m", "ftpproxy.lab.ftpc", address, "--port", str(port), "--verb", transfer.verb]
-        argv += [*where, "--timeout", str(timeout), *(["--obey"] if transfer.obey else [])]
+        host, port = dialled[transfer.version].sockaddr()
+        argv = [sys.executable, "-m", "ftpproxy.lab.ftpc", host, "--port", str(port), "--verb", transfer.verb]
+        argv += ["--put", str(server.root / "sample"), "--as", name] if transfer.up else ["--get", "sample"]
+        argv += ["--timeout", str(timeout), *(["--obey"] if transfer.obey else [])]
         started.append((transfer, name, client.popen(*argv, stdout=subprocess.PIPE, env=environment())))
     outcomes = {}
     for transfer, name, process in started:

@@ -1,0 +1,251 @@
+"""The demonstration: every mode through every kind of NAT, without the proxy and with it, as one table.
+
+What must fail without the proxy follows from who calls whom: NAT in front of the called end breaks the call, and
+active mode has the client called, passive mode the server.  A case that should fail and does not would mean that the
+lab proves nothing, so it counts as a failure of the demonstration just as a broken transfer through the proxy does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+
+from attrs import frozen
+
+from ..endpoints import Endpoint, parse_address
+from ..sockets import is_ours
+from .network import Lab, Loopback, Topology
+from .peers import FtpServer, Outcome, Transfer, run
+from .proxy import Proxy, forward, reverse
+
+__all__ = ["COLUMNS", "ROWS", "Cell", "Row", "demonstrate", "demonstrate_on_loopback", "must_fail", "survey"]
+
+OCTETS = 1 << 20
+TIMEOUT = 5.0
+"""Seconds for each step of a client; a call that a firewall drops never comes, however long one waits."""
+
+
+@frozen
+class Row:
+    """One way to set up the data connection: a line of the table for each topology."""
+
+    title: str
+    verb: str
+    version: int
+    obey: bool = False
+
+    def transfers(self) -> tuple[Transfer, Transfer]:
+        """The same, down (RETR) and up (STOR)."""
+        down, up = (Transfer(self.verb, self.version, up, self.obey) for up in (False, True))
+        return down, up
+
+
+ROWS = (
+    Row("active PORT", "PORT", 4),
+    Row("active EPRT", "EPRT", 4),
+    Row("passive PASV", "PASV", 4),
+    Row("passive PASV, address obeyed", "PASV", 4, obey=True),
+    Row("passive EPSV", "EPSV", 4),
+    Row("active EPRT", "EPRT", 6),
+    Row("passive EPSV", "EPSV", 6),
+)
+
+COLUMNS = {None: "without the proxy", "tproxy": "with it, tproxy", "redirect": "with it, redirect"}
+TOPOLOGIES = (Topology.CLIENT_NAT, Topology.SERVER_NAT, Topology.BOTH_NAT)
+
+
+@frozen
+class Cell:
+    """What became of one row in one column."""
+
+    down: Outcome
+    up: Outcome
+    expected_ok: bool
+
+    @property
+    def as_expected(self) -> bool:
+        return self.down.ok == self.up.ok == self.expected_ok
+
+    def __str__(self) -> str:
+        if self.down.ok and self.up.ok:
+            text = "ok"
+        elif self.down.ok or self.up.ok:
+            text = f"only {'RETR' if self.down.ok else 'STOR'}: {brief(self.down.error or self.up.error)}"
+        else:
+            text = f"fails: {brief(self.down.error)}"
+        return text if self.as_expected else f"{text} (UNEXPECTED)"
+
+
+def brief(error: str) -> str:
+    """An error in a word or two: the code of a reply, or what the system said."""
+    if re.match(r"[45]\d\d[ -]", error):
+        return f"reply {error[:3]}"
+    return re.sub(r"^\[Errno \d+\] ", "", error)[:24].lower()
+
+
+def must_fail(topology: Topology, verb: str) -> bool:
+    """Whether NAT breaks the mode when nothing mends it."""
+    if verb in ("PORT", "EPRT"):
+        return topology in (Topology.CLIENT_NAT, Topology.BOTH_NAT)
+    return topology in (Topology.SERVER_NAT, Topology.BOTH_NAT)
+
+
+def survey(topology: Topology, intercept: str | None, *, timeout: float = TIMEOUT) -> tuple[dict[Row, Cell], str]:
+    """All rows in one column: the cells, and the logs of the proxies.  `intercept` None is without proxy."""
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(topology))
+        server = stack.enter_context(FtpServer(lab.server, os.urandom(OCTETS)))
+        proxies = []
+        if intercept is not None:
+            proxies = [
+                stack.enter_context(Proxy(lab.gateways[side], config)) for side, config in configs(lab, intercept)
+            ]
+        outcomes = run(lab.client, lab.dialled, server, _transfers(ROWS), timeout=timeout)
+        logs = "".join(f"--- {proxy.host.name}\n{proxy.log}" for proxy in proxies)
+    return _cells(ROWS, outcomes, lambda row: intercept is not None or not must_fail(topology, row.verb)), logs
+
+
+def configs(lab: Lab, intercept: str) -> list[tuple[str, str]]:
+    """Which gateways get a proxy, and with which file."""
+    found = []
+    if (gateway := lab.gateways.get("client")) is not None:
+        found.append(("client", forward(gateway, intercept)))
+    if (gateway := lab.gateways.get("server")) is not None:
+        listen = [str(endpoint) for endpoint in lab.dialled.values()]
+        servers = [str(Endpoint(parse_address(lab.server.address(version)), 21)) for version in (4, 6)]
+        found.append(("server", reverse(listen, servers)))
+    return found
+
+
+def _transfers(rows: Iterable[Row]) -> list[Transfer]:
+    return [transfer for row in rows for transfer in row.transfers()]
+
+
+def _cells(
+    rows: Iterable[Row], outcomes: Mapping[Transfer, Outcome], expected: Callable[[Row], bool]
+) -> dict[Row, Cell]:
+    cells = {}
+    for row in rows:
+        down, up = row.transfers()
+        cells[row] = Cell(outcomes[down], outcomes[up], expected(row))
+    return cells
+
+
+def demonstrate() -> int:
+    """Print the table; 0 if every cell is as it must be, else 1.  Raises `LabError` if there can be no lab."""
+    say(f"Each case is a RETR and a STOR of {OCTETS >> 20} MiB, compared by SHA-256. Each line builds a network anew:")
+    table: dict[tuple[Topology, Row], list[Cell | None]] = {}
+    logs = []
+    for topology in TOPOLOGIES:
+        for intercept, title in COLUMNS.items():
+            if intercept == "redirect" and topology is Topology.SERVER_NAT:
+                cells: dict[Row, Cell] = {}  # nothing is intercepted: the proxy has the server's public address
+            else:
+                say(f"  {topology}, {_column(topology, intercept, title)} ... ", end="")
+                started = time.monotonic()
+                cells, log = survey(topology, intercept)
+                say(_summary(cells.values(), time.monotonic() - started))
+                if not all(cell.as_expected for cell in cells.values()):
+                    logs.append(f"{topology}, {title}:\n{log}")
+            for row in ROWS:
+                table.setdefault((topology, row), []).append(cells.get(row))
+    heads = ("", "mode", "IP", *COLUMNS.values())
+    body = [
+        (str(topology), row.title, f"v{row.version}", *("-" if cell is None else str(cell) for cell in cells))
+        for (topology, row), cells in table.items()
+    ]
+    say()
+    _print_table(heads, body)
+    say()
+    say("NAT on the client's side breaks active mode, on the server's side passive mode: those are to fail without the")
+    say(
+        "proxy. With it everything is to work. NAT on both sides has a proxy on both gateways; a server's gateway alone"
+    )
+    say("needs no interception: there the proxy listens at the public address itself.")
+    return _verdict([cell for cells in table.values() for cell in cells if cell is not None], logs)
+
+
+def _column(topology: Topology, intercept: str | None, title: str) -> str:
+    return "with it at the public address" if topology is Topology.SERVER_NAT and intercept else title
+
+
+def demonstrate_on_loopback(why: str) -> int:
+    """What can be shown without namespaces: reverse mode on 127.0.0.1 and ::1.  0 if everything worked, else 1."""
+    say(why)
+    say("So there is no NAT to be shown; here is the reverse mode on loopback instead:")
+    versions = [version for version, host in ((4, "127.0.0.1"), (6, "::1")) if is_ours(parse_address(host))]
+    rows = [row for row in ROWS if row.version in versions]
+    here = Loopback()
+    local = [parse_address(here.address(version)) for version in versions]
+    listen = {version: Endpoint(host, _free_port(str(host))) for version, host in zip(versions, local, strict=True)}
+    with ExitStack() as stack:
+        options = [word for host in local for word in ("--listen", str(Endpoint(host, 0)))]
+        server = stack.enter_context(FtpServer(here, os.urandom(OCTETS), *options))
+        config = reverse(map(str, listen.values()), map(str, server.endpoints))
+        proxy = stack.enter_context(Proxy(here, config))
+        cells = _cells(rows, run(here, listen, server, _transfers(rows), timeout=TIMEOUT), lambda row: True)
+        log = proxy.log
+    say()
+    _print_table(("mode", "IP", "with the proxy"), [(row.title, f"v{row.version}", str(cells[row])) for row in rows])
+    say()
+    return _verdict(list(cells.values()), [log])
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _summary(cells: Iterable[Cell], seconds: float) -> str:
+    cells = list(cells)
+    worked = sum(cell.down.ok and cell.up.ok for cell in cells)
+    odd = sum(not cell.as_expected for cell in cells)
+    text = f"{worked} of {len(cells)} modes work, "
+    return text + (f"{odd} UNEXPECTED" if odd else "as expected") + f" ({seconds:.1f} s)"
+
+
+def _verdict(cells: list[Cell], logs: list[str]) -> int:
+    odd = [cell for cell in cells if not cell.as_expected]
+    if not odd:
+        say(f"All {len(cells)} cases are as they must be.")
+        return 0
+    say(f"{len(odd)} of {len(cells)} cases are NOT as they must be. The errors, and what the proxies said:")
+    for cell in odd:
+        say(f"  RETR: {cell.down.error or 'ok'}; STOR: {cell.up.error or 'ok'}")
+    for log in logs:
+        say(log.rstrip())
+    return 1
+
+
+def _print_table(heads: tuple[str, ...], body: list[tuple[str, ...]]) -> None:
+    widths = [max(len(line[column]) for line in [heads, *body]) for column in range(len(heads))]
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    rule = "  ".join("-" * width for width in widths)
+    say("  ".join(head.ljust(width) for head, width in zip(heads, widths, strict=True)).rstrip())
+    previous = None
+    for line in body:
+        if line[0] != previous and (previous is None or len(heads) > 3):
+            say(rule)
+        shown = [line[0] if line[0] != previous or len(heads) <= 3 else "", *line[1:]]
+        previous = line[0]
+        padded = [text.ljust(width) for text, width in zip(shown, widths, strict=True)]
+        say("  ".join(_coloured(text) if colour else text for text in padded).rstrip())
+
+
+def _coloured(text: str) -> str:
+    if "UNEXPECTED" in text:
+        return f"\x1b[1;31m{text}\x1b[0m"
+    if text.startswith("ok"):
+        return f"\x1b[32m{text}\x1b[0m"
+    return f"\x1b[33m{text}\x1b[0m" if text.startswith("fails") else text
+
+
+def say(text: str = "", end: str = "\n") -> None:
+    """A line to the user, at once."""
+    print(text, end=end, flush=True)
