@@ -1,0 +1,131 @@
+"""The three measurements.  Each goes through all ways in turn, round by round, beginning with another one each time.
+
+A ratio is taken within a round, to the direct path measured seconds before or after; medians are taken over rounds.
+Every run of the load generator proves which way it went: the server told it whose call it saw.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from attrs import frozen
+
+from .proxy import Usage, server_address
+from .tools import BenchError
+from .topology import CLIENTS, DIRECT, GATEWAY_OUTSIDE, Topology
+
+__all__ = ["Bench"]
+
+GIB = 1 << 30
+SMALL = 1024
+SETTLING_SESSIONS = 20
+
+Round = dict[str, float]
+Progress = Callable[[str], None]
+
+
+@frozen
+class Bench:
+    """Everything a measurement needs."""
+
+    topology: Topology
+    load: Path
+    usage: Usage | None
+    ways: Sequence[str]
+    """`direct` first, then those through the proxy."""
+    nat: bool
+    copy: bool
+    rounds: int
+    progress: Progress
+
+    def throughput(self, size: int) -> dict[str, Any]:
+        """One transfer of `size` octets each time, RETR and STOR."""
+        result: dict[str, Any] = {"octets": size}
+        for verb, what in (("RETR", ["-g", f"/{size}", "-w", str(size)]), ("STOR", ["-u", str(size)])):
+
+            def once(way: str, what: list[str] = what) -> Round:
+                said, cpu = self._run(way, ["-n", "1", *what])
+                found = {"mb_per_second": size / 1e6 / said["transfer_seconds"]}
+                return found | ({} if cpu is None else {"proxy_cpu_seconds_per_gib": cpu * GIB / size})
+
+            result[verb] = self._compare(f"{verb} {size >> 20} MiB", once, "mb_per_second")
+        return result
+
+    def sessions(self, clients: Sequence[int], seconds: float) -> dict[str, Any]:
+        """Complete sessions with a RETR of 1 KiB, for `seconds`, with each number of clients."""
+        result: dict[str, Any] = {}
+        for number in clients:
+
+            def once(way: str, number: int = number) -> Round:
+                said, cpu = self._run(way, ["-j", str(number), "-t", str(seconds), "-g", f"/{SMALL}", "-w", str(SMALL)])
+                latency = said["latency_ms"]
+                found = {"per_second": said["rate"], "p50_ms": latency["p50"], "p99_ms": latency["p99"]}
+                return found | ({} if cpu is None else {"proxy_cpu_ms_per_session": cpu * 1000 / said["sessions"]})
+
+            result[str(number)] = self._compare(f"sessions, {number} clients", once, "per_second")
+        return result
+
+    def memory(self, connections: int) -> dict[str, Any]:
+        """Growth of the proxy with that many sessions that are logged in and idle.  The first thing to be measured:
+        memory that earlier sessions left free would hide it."""
+        assert self.usage is not None
+        way = self.ways[1]
+        self._run(way, ["-n", str(SETTLING_SESSIONS), "-g", f"/{SMALL}", "-w", str(SMALL)])
+        before = self.usage.pss_kib()
+        with subprocess.Popen(
+            self._command(way, ["-i", str(connections)]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as held:
+            assert held.stdin is not None
+            assert held.stdout is not None
+            if held.stdout.readline() != "ready\n":
+                raise BenchError(f"{connections} sessions could not be held open by way of {way}")
+            during = self.usage.pss_kib()
+            held.stdin.close()
+        each = (during - before) / connections
+        self.progress(f"memory, {way}: {before / 1024:.1f} MiB, {each:.1f} KiB for each of {connections} idle sessions")
+        return {
+            "way": way,
+            "sessions": connections,
+            "pss_kib_before": before,
+            "pss_kib_with_sessions": during,
+            "kib_per_idle_session": round(each, 2),
+        }
+
+    def _compare(self, title: str, once: Callable[[str], Round], key: str) -> dict[str, Any]:
+        rounds: list[dict[str, Round]] = []
+        for number in range(self.rounds):
+            shift = number % len(self.ways)
+            rounds.append({way: once(way) for way in [*self.ways[shift:], *self.ways[:shift]]})
+        result: dict[str, Any] = {}
+        for way in self.ways:
+            result[way] = {field: round(median(r[way][field] for r in rounds), 4) for field in rounds[0][way]}
+            result[way]["rounds"] = [round(r[way][key], 1) for r in rounds]
+            if way != DIRECT and DIRECT in self.ways:
+                result[way]["ratio"] = round(median(r[way][key] / r[DIRECT][key] for r in rounds), 4)
+            words = " ".join(f"{field}={value}" for field, value in result[way].items() if field != "rounds")
+            self.progress(f"{title}, {way}: {words}")
+        return result
+
+    def _command(self, way: str, arguments: list[str]) -> list[str]:
+        return self.topology.inside(
+            self.topology.client,
+            [str(self.load), "-a", server_address(way), "-s", CLIENTS[way], *(["-c"] if self.copy else []), *arguments],
+        )
+
+    def _run(self, way: str, arguments: list[str]) -> tuple[dict[str, Any], float | None]:
+        """What the load generator said, and the processor seconds that the proxy took meanwhile."""
+        usage = self.usage if way != DIRECT else None
+        before = usage.cpu_seconds() if usage else 0.0
+        done = subprocess.run(self._command(way, arguments), capture_output=True, text=True)
+        if done.returncode:
+            raise BenchError(f"load {' '.join(arguments)} by way of {way}: {done.stderr.strip()}")
+        said: dict[str, Any] = json.loads(done.stdout)
+        expected = CLIENTS[way] if way == DIRECT and not self.nat else GATEWAY_OUTSIDE
+        if said["seen_as"] != expected:
+            raise BenchError(f"by way of {way} the server saw {said['seen_as']} instead of {expected}")
+        return said, usage.cpu_seconds() - before if usage else None

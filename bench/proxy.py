@@ -1,0 +1,144 @@
+"""The proxy under test, started as an administrator starts it: a file, `rules --apply`, `serve`.
+
+What it uses is read from /proc: processor time from `stat` (user and system, all processes of it), memory from
+`smaps_rollup` (Pss).  Kernel memory of sockets and the interrupt side of networking are in neither.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .tools import BenchError
+from .topology import CLIENTS, GATEWAY_INSIDE, SERVER, Topology, run
+
+__all__ = ["Usage", "configuration", "running", "server_address"]
+
+PATIENCE = 15.0
+LISTEN = {"tproxy": "127.0.0.1:8021", "redirect": f"{GATEWAY_INSIDE}:8022", "none": f"{GATEWAY_INSIDE}:21"}
+DATA_PORTS = {"tproxy": "10000-16666", "redirect": "16667-23333", "none": "23334-29999"}
+TICKS = os.sysconf("SC_CLK_TCK")
+
+SERVICE = """
+[[service]]
+name = "{name}"
+mode = "{mode}"
+listen = ["{listen}"]
+intercept = "{name}"
+clients = ["{client}/32"]
+{servers}planes = ["relay"]
+data_ports = "{data_ports}"
+[service.limits]
+sessions = 10000
+per_client = 10000
+"""
+
+
+def configuration(ways: Sequence[str]) -> str:
+    """A file with one service for each of `ways` (`tproxy`, `redirect`, `none`)."""
+    return "".join(
+        SERVICE.format(
+            name=way,
+            mode="reverse" if way == "none" else "forward",
+            listen=LISTEN[way],
+            client=CLIENTS[way],
+            servers=f'servers = ["{SERVER}:21"]\n' if way == "none" else "",
+            data_ports=DATA_PORTS[way],
+        )
+        for way in ways
+    )
+
+
+def server_address(way: str) -> str:
+    """Whom a client that goes this way dials."""
+    return GATEWAY_INSIDE if way == "none" else SERVER
+
+
+class Usage:
+    """What a process and its descendants use."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def _family(self) -> list[int]:
+        family = [self._pid]
+        for pid in family:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                family += [int(child) for child in (task / "children").read_text().split()]
+        return family
+
+    def cpu_seconds(self) -> float:
+        """User and system time so far."""
+        ticks = 0
+        for pid in self._family():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / TICKS
+
+    def pss_kib(self) -> int:
+        """Proportional set size now: private memory, and shared memory divided by its users."""
+        return sum(
+            int(line.split()[1])
+            for pid in self._family()
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            if line.startswith("Pss:")
+        )
+
+
+def _listening(pid: int) -> set[int]:
+    """The ports that sockets in the namespace of `pid` listen at."""
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = row.split()
+            if fields[3] == "0A":
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
+
+
+@contextmanager
+def running(topology: Topology, ways: Sequence[str], folder: Path, profile: Path | None = None) -> Iterator[Usage]:
+    """The proxy on the gateway, serving all of `ways`.  Raises `BenchError` with its log if it does not serve."""
+    file, log = folder / "ftpproxy.toml", folder / "ftpproxy.log"
+    file.write_text(configuration(ways))
+    python = [sys.executable, "-m"]
+    if profile is not None:
+        profile.unlink(missing_ok=True)
+    command = [
+        *python,
+        *(["cProfile", "-o", str(profile), "-m"] if profile else []),
+        "ftpproxy",
+        "serve",
+        "-c",
+        str(file),
+    ]
+    run(*topology.inside(topology.gateway, [*python, "ftpproxy", "rules", "-c", str(file), "--apply"]))
+    topology.shorten_conntrack()
+    with log.open("w") as output:
+        process = subprocess.Popen(topology.inside(topology.gateway, command), stdout=output, stderr=output)
+    try:
+        wanted = {int(LISTEN[way].rpartition(":")[2]) for way in ways}
+        deadline = time.monotonic() + PATIENCE
+        while process.poll() is None and not wanted <= _listening(process.pid):
+            if time.monotonic() > deadline:
+                raise BenchError(f"the proxy does not listen at {wanted}:\n{log.read_text()[-3000:]}")
+            time.sleep(0.02)
+        yield Usage(process.pid)
+        if process.poll() is not None:
+            raise BenchError(f"the proxy ended with {process.returncode}:\n{log.read_text()[-3000:]}")
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                print("bench: the proxy had to be killed", file=sys.stderr)
+        run(*topology.inside(topology.gateway, [*python, "ftpproxy", "rules", "-c", str(file), "--remove"]))

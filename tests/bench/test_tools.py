@@ -1,0 +1,190 @@
+"""The two C programs of the benchmark: they compile, count right, and the server is a real FTP server."""
+
+from __future__ import annotations
+
+import ftplib
+import hashlib
+import io
+import json
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.proxy import configuration
+from bench.tools import BenchError, build
+
+PATTERN = bytes((i ^ i >> 8 ^ i >> 16) & 255 for i in range(1 << 20))
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("programs")
+    return {name: build(name, folder) for name in ("load", "server")}
+
+
+@contextmanager
+def server(programs: dict[str, Path], *options: str) -> Iterator[int]:
+    process = subprocess.Popen([programs["server"], "-n", "32", *options], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield int(process.stdout.readline().removeprefix("listening on "))
+        assert process.poll() is None, "the server died"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def port(programs: dict[str, Path]) -> Iterator[int]:
+    with server(programs) as port:
+        yield port
+
+
+def load(programs: dict[str, Path], *arguments: object) -> dict[str, Any]:
+    done = subprocess.run(
+        [programs["load"], *map(str, arguments)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr == ""
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+@contextmanager
+def client(host: str, port: int, *, passive: bool) -> Iterator[ftplib.FTP]:
+    with ftplib.FTP(timeout=20) as ftp:
+        ftp.connect(host, port)
+        ftp.login()
+        ftp.set_pasv(passive)
+        yield ftp
+
+
+def test_what_does_not_compile_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.c").write_text("int main(void) { return nonsense; }\n")
+    monkeypatch.setattr("bench.tools.SOURCES", tmp_path)
+    with pytest.raises(BenchError, match="nonsense"):
+        build("broken", tmp_path)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("clients", [1, 16])
+def test_sessions_are_counted(programs: dict[str, Path], port: int, host: str, clients: int) -> None:
+    report = load(programs, "-a", host, "-p", port, "-j", clients, "-n", 100, "-g", "/1k", "-w", 1024)
+    assert (report["sessions"], report["errors"], report["octets"]) == (100, 0, 100 * 1024)
+    assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p99"] <= report["latency_ms"]["max"]
+    assert report["seen_as"] == host
+
+
+def test_sources_are_used(programs: dict[str, Path], port: int) -> None:
+    report = load(programs, "-a", "127.0.0.1", "-p", port, "-s", "127.0.0.7", "-n", 3, "-g", "/0", "-w", 0)
+    assert (report["sessions"], report["seen_as"]) == (3, "127.0.0.7")
+
+
+@pytest.mark.parametrize("option", [[], ["-c"]])
+def test_uploads_are_counted_by_the_server(programs: dict[str, Path], option: list[str]) -> None:
+    size = (3 << 20) + 17
+    with server(programs, *option) as port:
+        report = load(programs, "-a", "127.0.0.1", "-p", port, "-j", 2, "-n", 4, "-u", size, *option)
+    assert (report["sessions"], report["octets"]) == (4, 4 * size)
+
+
+def test_a_file_of_another_size_is_an_error(programs: dict[str, Path], port: int) -> None:
+    arguments = ["-a", "127.0.0.1", "-p", str(port), "-n", "2", "-g", "/1023", "-w", "1024"]
+    done = subprocess.run([programs["load"], *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["errors"] == 2
+    assert "another size" in done.stderr
+
+
+def test_nobody_there_is_an_error(programs: dict[str, Path]) -> None:
+    with server(programs) as port:
+        pass
+    arguments = ["-a", "127.0.0.1", "-p", str(port), "-t", "60", "-j", "8", "-g", "/1k"]
+    done = subprocess.run([programs["load"], *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Connection refused" in done.stderr
+
+
+def test_idle_sessions_are_held_until_told(programs: dict[str, Path], port: int) -> None:
+    command = [str(programs["load"]), "-a", "127.0.0.1", "-p", str(port), "-i", "50"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as held:
+        assert held.stdout is not None
+        assert held.stdout.readline() == "ready\n"
+        assert held.poll() is None
+        held.communicate()
+    assert held.returncode == 0
+
+
+@pytest.mark.parametrize("passive", [True, False], ids=["passive", "active"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("size", [0, 1, 1024, (2 << 20) + 4321])
+def test_downloads_are_the_pattern(port: int, host: str, size: int, passive: bool) -> None:
+    with client(host, port, passive=passive) as ftp:
+        for _ in range(2):
+            digest = hashlib.sha256()
+            assert ftp.retrbinary(f"RETR /{size}", digest.update) == f"226 Sent {size} octets."
+            assert digest.digest() == hashlib.sha256((PATTERN * 3)[:size]).digest()
+        ftp.quit()
+
+
+@pytest.mark.parametrize("passive", [True, False], ids=["passive", "active"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_uploads_are_counted(port: int, host: str, passive: bool) -> None:
+    with client(host, port, passive=passive) as ftp:
+        for size in (0, 1, 3_000_000):
+            assert ftp.storbinary("STOR x", io.BytesIO(bytes(size))) == f"226 Received {size} octets."
+
+
+def test_names_are_sizes(port: int) -> None:
+    with client("127.0.0.1", port, passive=True) as ftp:
+        for name, size in (("/1k", 1 << 10), ("3K", 3 << 10), ("/2m", 2 << 20)):
+            assert ftp.retrbinary(f"RETR {name}", lambda _: None) == f"226 Sent {size} octets."
+        with pytest.raises(ftplib.error_perm, match="550"):
+            ftp.retrbinary("RETR /etc/passwd", lambda _: None)
+
+
+def test_small_commands(port: int) -> None:
+    with client("127.0.0.1", port, passive=True) as ftp:
+        assert "EPSV" in ftp.sendcmd("FEAT")
+        assert ftp.sendcmd("SYST").startswith("215")
+        assert ftp.sendcmd("noop").startswith("200")
+        assert ftp.sendcmd("TYPE I").startswith("200")
+        with pytest.raises(ftplib.error_perm, match="502"):
+            ftp.sendcmd("SITE HELP")
+        with pytest.raises(ftplib.error_temp, match="425"):
+            ftp.sendcmd("RETR /1")
+        for nonsense in (
+            "PORT 1,2,3",
+            "PORT 127,0,0,1,256,1",
+            "PORT 192,0,2,1,40,1",
+            "EPRT |1|192.0.2.1|2000|",
+            "EPRT",
+        ):
+            with pytest.raises(ftplib.error_perm, match="501"):
+                ftp.sendcmd(nonsense)
+
+
+def test_a_client_that_leaves_does_no_harm(port: int) -> None:
+    for _ in range(40):  # more than there are listeners
+        with client("127.0.0.1", port, passive=True) as ftp:
+            ftp.sendcmd("PASV")
+            ftp.close()
+    with client("127.0.0.1", port, passive=True) as ftp:
+        data, _ = ftp.ntransfercmd("RETR /1g")
+        data.recv(1000)
+        data.close()
+        with pytest.raises(ftplib.error_temp, match="426"):
+            ftp.voidresp()
+        assert ftp.retrbinary("RETR /1k", lambda _: None).startswith("226")
+
+
+def test_the_configuration_has_a_service_for_each_way() -> None:
+    services = tomllib.loads(configuration(["tproxy", "redirect", "none"]))["service"]
+    assert [service["intercept"] for service in services] == ["tproxy", "redirect", "none"]
+    assert len({service["listen"][0] for service in services}) == 3
+    assert all(ip_address(service["clients"][0].removesuffix("/32")) for service in services)
