@@ -1,0 +1,86 @@
+"""A channel: one non-blocking control socket with what could not be written to it yet."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable
+
+from . import sockets
+from .switchboard import READ, WRITE, Switchboard
+
+__all__ = ["MOST_UNSENT", "Channel"]
+
+MOST_READ = 16 * 1024
+"""Octets that one `receive` takes: everybody gets a turn."""
+MOST_UNSENT = 64 * 1024
+"""With more unsent octets than this, whatever produces them should not be read."""
+
+
+class Channel:
+    """One end of a control connection.  The socket is the channel's from now on."""
+
+    __slots__ = ("_sock", "_unsent", "_watch")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        board: Switchboard,
+        callback: Callable[[int], None],
+        on_crash: Callable[[Exception], None],
+    ) -> None:
+        sockets.control(sock)
+        self._sock = sock
+        self._unsent = bytearray()
+        self._watch = board.watch(sock, callback, on_crash)
+
+    @property
+    def unsent(self) -> int:
+        """Octets that wait for the peer to read."""
+        return len(self._unsent)
+
+    @property
+    def reading(self) -> bool:
+        return bool(self._watch.events & READ)
+
+    def want(self, *, read: bool) -> None:
+        """Be called when there is something to read (or not), and when what is unsent may be tried again."""
+        self._watch.want((READ if read else 0) | (WRITE if self._unsent else 0))
+
+    def receive(self) -> bytes | None:
+        """What has arrived; empty at the end of the stream, None for nothing yet.  Raises `OSError` if it broke."""
+        try:
+            return self._sock.recv(MOST_READ)
+        except BlockingIOError:
+            return None
+
+    def send(self, chunks: Iterable[tuple[bytes, bool]]) -> None:
+        """Queue octets and write what the socket takes; those marked "alone" in a segment of their own.
+
+        Raises `OSError` if the connection is broken.
+        """
+        for octets, alone in chunks:
+            if alone:
+                self.flush()
+            self._unsent += octets
+            if alone:
+                self.flush()
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what the socket takes now.  Raises `OSError` if the connection is broken."""
+        try:
+            while self._unsent:
+                del self._unsent[: self._sock.send(self._unsent)]
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Idempotent.  What the kernel has taken is still delivered; what is unsent is lost."""
+        self._watch.close()
+        self._unsent.clear()
+        try:
+            # Unread octets would turn our close into a reset, which may overtake our last words.
+            self._sock.recv(4 * MOST_READ)
+        except OSError:
+            pass  # nothing there, closed already, or the peer is gone: all fine
+        self._sock.close()

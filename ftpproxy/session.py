@@ -1,0 +1,393 @@
+"""A session: one control connection, the only place where sockets, the interpreter and a data plane meet.
+
+It holds no knowledge of FTP and never awaits.  The switchboard calls it for each event of its two sockets, a plane
+calls it for each event of its paths, the sweep calls it once a second; each call is handled to its end by the
+same loop (`_pump`): ask the interpreter for actions, perform them, until it needs octets; then write
+what there is to write and say what to wait for.
+
+                 readable            connected, failed, finished
+    channels ----------------+  +---------------------------------  paths
+                             v  v
+                            _pump  <------------------------------  sweep (timers)
+                             |  next_action -> _perform
+                             v
+                             send  ->  channels
+
+Backpressure: while more than `MOST_UNSENT` octets wait for either side, neither is read.  Idle time stands
+still while a data connection carries.  Whatever goes wrong in here ends this session and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Mapping, Sequence
+
+from attrs import define, field, frozen
+
+from .channels import MOST_UNSENT, Channel
+from .dial import Dial
+from .dtp.plane import DataPlane, Path, Refused
+from .endpoints import ANY_PORT, Endpoint, IPAddress, Side
+from .log import event
+from .paths import Direction, Tally
+from .pi.actions import Action, Arm, DropPath, Hangup, Need, OpenPath, SettlePath, StartPath, Timer
+from .pi.interpreter import ProtocolInterpreter
+from .pi.policy import Policy, Timeouts
+from .routes import Route
+from .switchboard import READ, Switchboard
+from .wire.reply import reply
+
+__all__ = ["Session", "Terms"]
+
+FAREWELL_SECONDS = 5.0
+"""For a peer that does not read to take our last words."""
+
+CLIENT, SERVER = Side.CLIENT, Side.SERVER
+
+log = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True)
+class Terms:
+    """What all sessions of a service have in common."""
+
+    service: str
+    policy: Policy
+    timeouts: Timeouts
+    planes: Sequence[DataPlane]
+    """In order of preference: the first that can carry a path gets it."""
+    source: IPAddress | None = None
+    """Our address towards the server; None lets the routing choose."""
+    announce: Mapping[Side, IPAddress] = field(factory=dict)
+    active_source_port: int = ANY_PORT
+
+
+@define
+class _Carried:
+    """One path and what the log will say of it."""
+
+    path: Path
+    plane: str
+    what: bytes = b""
+    """The transfer command, once it was sent."""
+    direction: Direction | None = None
+    up: set[Side] = field(factory=set)
+
+
+class Session:
+    """From the accepted client to the last octet of its last data connection."""
+
+    __slots__ = (
+        "_board",
+        "_carried",
+        "_channels",
+        "_deadlines",
+        "_dial",
+        "_ended",
+        "_farewell_until",
+        "_interpreter",
+        "_last_word",
+        "_open",
+        "_opened_at",
+        "_terms",
+        "_transfers",
+        "client",
+        "number",
+        "orig_server",
+        "over",
+        "server",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        client_sock: socket.socket,
+        *,
+        client: Endpoint,
+        orig_server: Endpoint,
+        server: Endpoint,
+        terms: Terms,
+        board: Switchboard,
+        ended: Callable[[Session], None],
+    ) -> None:
+        """Takes the socket and calls the server.  `ended` is called once, when everything is closed.
+
+        Never raises for what a network can do: then the client is told 421.
+        """
+        self.number = number
+        self.client = client
+        self.orig_server = orig_server
+        self.server = server
+        self.over = False
+        self._terms = terms
+        self._board = board
+        self._ended = ended
+        self._channels = {CLIENT: Channel(client_sock, board, self._client_event, self.crashed)}
+        self._interpreter: ProtocolInterpreter | None = None
+        self._open: _Carried | None = None
+        """What the next transfer will use."""
+        self._carried: dict[Path, _Carried] = {}
+        self._deadlines: dict[Timer, float] = {}
+        self._farewell_until = 0.0
+        self._last_word = self._opened_at = board.now
+        self._transfers = 0
+        source = terms.source if terms.source and terms.source.version == server.host.version else None
+        self._dial: Dial | None = Dial(
+            board,
+            server,
+            source,
+            terms.timeouts.connect,
+            answered=self._answered,
+            unanswered=self._unanswered,
+            on_crash=self.crashed,
+        )
+
+    # The call to the server
+
+    def _unanswered(self, reason: str) -> None:
+        self._dial = None
+        self._log(logging.WARNING, "server.unreachable", client=self.client, server=self.server, reason=reason)
+        self.dismiss(f"Cannot reach the server {self.server}: {reason}.")
+
+    def _answered(self, sock: socket.socket) -> None:
+        self._dial = None
+        self._channels[SERVER] = Channel(sock, self._board, self._server_event, self.crashed)
+        terms = self._terms
+        proxy = Endpoint.from_sockaddr(sock.getsockname())
+        route = Route(self.client, self.orig_server, self.server, proxy, terms.announce)
+        self._interpreter = ProtocolInterpreter(
+            route, terms.policy, terms.timeouts, active_source_port=terms.active_source_port
+        )
+        self._log(
+            logging.INFO,
+            "session.open",
+            service=terms.service,
+            client=self.client,
+            orig_server=self.orig_server,
+            server=self.server,
+            proxy=proxy,
+        )
+        self._pump()
+
+    # Events
+
+    def _client_event(self, events: int) -> None:
+        self._channel_event(CLIENT, events)
+
+    def _server_event(self, events: int) -> None:
+        self._channel_event(SERVER, events)
+
+    def _channel_event(self, side: Side, events: int) -> None:
+        channel = self._channels[side]
+        try:
+            if self._farewell_until:
+                channel.flush()
+                if not channel.unsent:
+                    self._close_channels()
+                return
+            octets = channel.receive() if events & READ else None
+        except OSError as error:
+            self._end(f"the {side} is gone: {error.strerror}")
+            return
+        if octets is not None:
+            self._last_word = self._board.now
+            assert self._interpreter is not None
+            self._interpreter.receive(side, octets)
+        self._pump()
+
+    def connected(self, path: Path, side: Side) -> None:
+        """`PathOwner`."""
+        if carried := self._carried.get(path):
+            carried.up.add(side)
+            if carried is self._open and self._interpreter is not None:
+                self._interpreter.path_connected(side)
+                self._board.guard(self._pump, None, self.crashed)
+
+    def failed(self, path: Path, why: str) -> None:
+        """`PathOwner`."""
+        if carried := self._carried.pop(path, None):
+            self._log(logging.WARNING, "data.failed", plane=carried.plane, what=carried.what, reason=why)
+            if carried is self._open and self._interpreter is not None:
+                self._open = None
+                self._interpreter.path_failed()
+                self._board.guard(self._pump, None, self.crashed)
+            self._gone_if_done()
+
+    def finished(self, path: Path, tally: Tally) -> None:
+        """`PathOwner`."""
+        if carried := self._carried.pop(path, None):
+            if carried is self._open:
+                self._open = None
+            self._last_word = self._board.now
+            self._transfers += 1
+            self._log_transfer(carried, tally)
+            self._gone_if_done()
+
+    def sweep(self, now: float) -> None:
+        """Look at the deadlines; called once a second."""
+        if self._dial is not None:
+            self._dial.sweep(now)
+        elif self._farewell_until and now >= self._farewell_until:
+            self._close_channels()
+        elif self._interpreter is not None and not self.over:
+            due = [timer for timer, deadline in self._deadlines.items() if now >= deadline]
+            for timer in due:
+                del self._deadlines[timer]
+                self._interpreter.timer(timer)
+            if any(len(carried.up) == 2 for carried in self._carried.values()):
+                self._last_word = now
+            if now - self._last_word >= self._terms.timeouts.idle:
+                self.dismiss("Idle for too long.")
+            elif due:
+                self._pump()
+
+    def dismiss(self, text: str) -> None:
+        """End it; the client is told why."""
+        if self.over:
+            return
+        if self._interpreter is not None:
+            self._interpreter.dismiss(text)
+            self._pump()
+            return
+        try:
+            self._channels[CLIENT].send([(reply(421, text), False)])
+        except OSError:
+            pass  # the client is gone as well
+        self._end(text)
+
+    def crashed(self, error: Exception) -> None:
+        """Something in here went wrong; the switchboard has logged it."""
+        self._end(f"internal error: {type(error).__name__}")
+
+    # The loop
+
+    def _pump(self, _: None = None) -> None:
+        """Ask and perform until the interpreter waits for octets, then write, then wait."""
+        interpreter = self._interpreter
+        assert interpreter is not None
+        needs = self._perform_all(interpreter)
+        if self.over:
+            return
+        try:
+            for side, channel in self._channels.items():
+                channel.send(interpreter.take_output(side))
+        except OSError as error:
+            self._end(f"the {side} is gone: {error.strerror}")
+            return
+        congested = any(channel.unsent > MOST_UNSENT for channel in self._channels.values())
+        for side, channel in self._channels.items():
+            channel.want(read=needs[side] is Need.DATA and not congested)
+
+    def _perform_all(self, interpreter: ProtocolInterpreter) -> dict[Side, Need]:
+        """Until neither side has an action; what is done for one may be what the other waited for."""
+        needs = {CLIENT: Need.PEER, SERVER: Need.PEER}
+        moved = True
+        while moved:
+            moved = False
+            for side in (CLIENT, SERVER):
+                while not isinstance(action := interpreter.next_action(side), Need):
+                    moved = True
+                    self._perform(interpreter, action)
+                needs[side] = action
+        return needs
+
+    def _perform(self, interpreter: ProtocolInterpreter, action: Action) -> None:
+        if isinstance(action, OpenPath):
+            self._open_path(interpreter, action)
+        elif isinstance(action, StartPath):
+            if self._open is not None:
+                self._open.what = action.what
+                self._open.direction = action.direction
+                self._open.path.start(action.direction)
+        elif isinstance(action, SettlePath):
+            self._open = None
+        elif isinstance(action, DropPath):
+            if self._open is not None:
+                self._drop(self._open)
+        elif isinstance(action, Arm):
+            self._deadlines[action.timer] = self._board.now + action.seconds
+        else:
+            self._hang_up(interpreter, action)
+
+    def _open_path(self, interpreter: ProtocolInterpreter, action: OpenPath) -> None:
+        for plane in self._terms.planes:
+            if not plane.carries(action.spec):
+                continue
+            path = plane.open(action.spec, self)
+            if isinstance(path, Refused):
+                self._log(logging.WARNING, "data.refused", plane=plane.name, reason=path.why)
+                continue
+            self._open = self._carried[path] = _Carried(path, plane.name)
+            interpreter.path_opened(path.announced, ready=path.ready)
+            return
+        interpreter.path_refused()
+
+    def _drop(self, carried: _Carried) -> None:
+        self._carried.pop(carried.path, None)
+        carried.path.close()
+        if carried is self._open:
+            self._open = None
+
+    # The end
+
+    def _hang_up(self, interpreter: ProtocolInterpreter, action: Hangup) -> None:
+        for side, channel in self._channels.items():
+            try:
+                channel.send(interpreter.take_output(side))
+            except OSError:
+                pass  # it is the end anyway
+        self._end(action.reason, drain=action.drain)
+
+    def _end(self, reason: str, *, drain: bool = False) -> None:
+        """Close both control connections, and the paths unless they may `drain`."""
+        if self.over:
+            return
+        self.over = True
+        if self._dial is not None:
+            self._dial.close()
+            self._dial = None
+        for carried in list(self._carried.values()):
+            if not drain or carried is self._open:
+                self._drop(carried)
+        seconds = f"{self._board.now - self._opened_at:.1f}"
+        self._log(logging.INFO, "session.close", reason=reason, transfers=self._transfers, seconds=seconds)
+        if self._channels[CLIENT].unsent:
+            self._farewell_until = self._board.now + FAREWELL_SECONDS
+            for channel in self._channels.values():
+                channel.want(read=False)
+        else:
+            self._close_channels()
+
+    def _close_channels(self) -> None:
+        self._farewell_until = 0.0
+        for channel in self._channels.values():
+            channel.close()
+        self._gone_if_done()
+
+    def _gone_if_done(self) -> None:
+        if self.over and not self._farewell_until and not self._carried:
+            self._ended(self)
+
+    # The log
+
+    def _log(self, level: int, name: str, **fields: object) -> None:
+        if log.isEnabledFor(level):
+            event(log, level, name, session=self.number, **fields)
+
+    def _log_transfer(self, carried: _Carried, tally: Tally) -> None:
+        self._log(
+            logging.INFO,
+            "transfer",
+            client=self.client,
+            server=self.server,
+            what=carried.what or None,
+            direction=carried.direction,
+            plane=carried.plane,
+            down=tally.octets_down,
+            up=tally.octets_up,
+            seconds=f"{tally.seconds:.3f}",
+            estimate=None if tally.exact else "yes",
+            failed=tally.failed,
+            reason=tally.reason or None,
+        )
