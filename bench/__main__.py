@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from .machine import facts
 from .measure import Bench
 from .proxy import Usage, running
+from .summary import summary
 from .tools import BenchError, build
 from .topology import DIRECT, SERVER, Topology
 
@@ -142,6 +143,7 @@ def main() -> int:
     except BenchError as error:
         say(f"bench: {error}")
         return 1
+    say(summary(result, [DIRECT, *options.ways]))
     text = json.dumps(result, indent=2)
     if options.json:
         options.json.write_text(text + "\n")

@@ -75,6 +75,7 @@ class Bench:
         memory that earlier sessions left free would hide it."""
         assert self.usage is not None
         way = self.ways[1]
+        self.progress(f"memory of {connections} idle sessions: {way}")
         self._run(way, ["-n", str(SETTLING_SESSIONS), "-g", f"/{SMALL}", "-w", str(SMALL)])
         before = self.usage.pss_kib()
         with subprocess.Popen(
@@ -87,7 +88,6 @@ class Bench:
             during = self.usage.pss_kib()
             held.stdin.close()
         each = (during - before) / connections
-        self.progress(f"memory, {way}: {before / 1024:.1f} MiB, {each:.1f} KiB for each of {connections} idle sessions")
         return {
             "way": way,
             "sessions": connections,
@@ -98,6 +98,7 @@ class Bench:
 
     def _compare(self, title: str, once: Callable[[str], Round], key: str) -> dict[str, Any]:
         rounds: list[dict[str, Round]] = []
+        self.progress(f"{title}: {self.rounds} x {', '.join(self.ways)}")
         for number in range(self.rounds):
             shift = number % len(self.ways)
             rounds.append({way: once(way) for way in [*self.ways[shift:], *self.ways[:shift]]})
@@ -107,8 +108,6 @@ class Bench:
             result[way]["rounds"] = [round(r[way][key], 1) for r in rounds]
             if way != DIRECT and DIRECT in self.ways:
                 result[way]["ratio"] = round(median(r[way][key] / r[DIRECT][key] for r in rounds), 4)
-            words = " ".join(f"{field}={value}" for field, value in result[way].items() if field != "rounds")
-            self.progress(f"{title}, {way}: {words}")
         return result
 
     def _command(self, way: str, arguments: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from bench.proxy import configuration
+from bench.summary import summary
 from bench.tools import BenchError, build
 
 PATTERN = bytes((i ^ i >> 8 ^ i >> 16) & 255 for i in range(1 << 20))
@@ -188,3 +189,17 @@ def test_the_configuration_has_a_service_for_each_way() -> None:
     assert [service["intercept"] for service in services] == ["tproxy", "redirect", "none"]
     assert len({service["listen"][0] for service in services}) == 3
     assert all(ip_address(service["clients"][0].removesuffix("/32")) for service in services)
+
+
+def test_the_summary_has_a_column_for_each_way() -> None:
+    direct = {"per_second": 6000.0, "p50_ms": 1.5}
+    proxied = {"per_second": 3000.0, "p50_ms": 3.0, "proxy_cpu_ms_per_session": 0.25, "ratio": 0.5}
+    memory = {"way": "none", "kib_per_idle_session": 1.5}
+    text = summary({"sessions": {"16": {"direct": direct, "none": proxied}}, "memory": memory}, ["direct", "none"])
+    assert [line.split() for line in text.splitlines()] == [
+        ["direct", "none"],
+        ["16", "clients", "sessions/s", "6000", "3000", "(0.50)"],
+        ["16", "clients", "p50", "ms", "1.50", "3.00"],
+        ["16", "clients", "proxy", "CPU", "ms/session", "0.25"],
+        ["memory", "of", "an", "idle", "session", "(none):", "1.5", "KiB"],
+    ]
