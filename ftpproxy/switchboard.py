@@ -95,6 +95,8 @@ class Switchboard:
         self.now = 0.0
         """Seconds on a monotonic clock, read once per round; callbacks use it instead of reading a clock."""
         self._sweeps: dict[Callable[[float], None], Callable[[Exception], None]] = {}
+        self._soon: list[tuple[Callable[[float], None], Callable[[Exception], None]]] = []
+        self._something_soon = trio.Event()
 
     def watch(
         self, fileobj: _HasFileno, callback: Callable[[int], None], on_crash: Callable[[Exception], None]
@@ -109,12 +111,24 @@ class Switchboard:
     def unsweep(self, callback: Callable[[float], None]) -> None:
         self._sweeps.pop(callback, None)
 
+    def soon(self, callback: Callable[[float], None], on_crash: Callable[[Exception], None]) -> None:
+        """Call `callback(now)` in a later turn: for what must not be reported from inside the call that found it."""
+        self._soon.append((callback, on_crash))
+        self._something_soon.set()
+
     def turn(self) -> None:
         """Handle what is pending now, without waiting."""
         for key, events in self.selector.select(0):
             watch: Watch = key.data
             if watch.alive and (events := events & watch.events):
                 self.guard(watch.callback, events, watch.on_crash)
+        if self._soon:
+            self._call_soon()
+
+    def _call_soon(self) -> None:
+        calls, self._soon = self._soon, []  # what these calls ask for has its turn after others
+        for callback, on_crash in calls:
+            self.guard(callback, self.now, on_crash)
 
     def sweep_now(self, now: float) -> None:
         self.now = now
@@ -139,6 +153,7 @@ class Switchboard:
         self.now = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sweep_forever)
+            nursery.start_soon(self._soon_forever)
             descriptor = self.selector.fileno()
             while True:
                 await trio.lowlevel.wait_readable(descriptor)
@@ -149,6 +164,14 @@ class Switchboard:
         while True:
             await trio.sleep(SWEEP_SECONDS)
             self.sweep_now(trio.current_time())
+
+    async def _soon_forever(self) -> None:
+        """Calls that were asked for outside a turn wake the board up; within one, `turn` itself gets to them."""
+        while True:
+            await self._something_soon.wait()
+            self._something_soon = trio.Event()
+            self.now = trio.current_time()
+            self._call_soon()
 
     def close(self) -> None:
         self.selector.close()

@@ -1,0 +1,208 @@
+"""How one leg of a relayed data connection comes up: awaited or called.
+
+An awaited leg listens until its peer has called.  Anybody can call a listening port, so only the expected address is
+served: a stranger is reset at once, noted in the log, and the listener goes on (RFC 2577 section 4); after
+`STRANGERS` of them somebody is searching the ports and the endpoint is given up.  When the right peer has come
+the listener and the kernel state behind it go away, and whoever sits in its queue is reset by the kernel.
+
+A called leg is dialled; refused, unreachable and no answer in time are reported later, never from inside `dial`.
+
+Every socket carries SO_LINGER {1, 0} from before it is connected (an accepted socket inherits it from its listener) to
+the clean end of the path, so its peer sees a reset in every other case: also when this process is killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from .. import sockets
+from ..endpoints import ANY_PORT, Endpoint, Side
+from ..intercept.interceptor import Gate, PortRange, nothing_to_release
+from ..log import event
+from ..paths import Await, Call, Leg
+from ..switchboard import READ, WRITE, Switchboard, Watch
+
+__all__ = ["LegOwner", "RelayLeg"]
+
+STRANGERS = 8
+"""Strangers that are turned away before the endpoint is given up."""
+
+ACCEPTS = 16
+"""Calls looked at in one turn."""
+
+DIALS = 4
+"""Ports tried where the pair of endpoints is in TIME_WAIT or in use."""
+
+BUSY = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE})
+
+FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""accept(2): nothing to be had now; the call stays in the queue and the listener readable."""
+
+log = logging.getLogger(__name__)
+
+
+class LegOwner(Protocol):
+    """Whom a leg reports to: its path.  Never from inside `listen`, `dial` or `close`."""
+
+    def leg_up(self, side: Side) -> None: ...
+
+    def leg_failed(self, side: Side, why: str) -> None: ...
+
+    def crashed(self, error: Exception) -> None: ...
+
+
+class RelayLeg:
+    """One leg: nothing yet, listening, dialling, up, closed."""
+
+    def __init__(
+        self, side: Side, spec: Leg, owner: LegOwner, board: Switchboard, gate: Gate, ports: PortRange
+    ) -> None:
+        self.side = side
+        self.spec = spec
+        self.up = False
+        self.dialled_at: float | None = None
+        """When the call was made, on the board's clock, while it is unanswered."""
+        self._owner = owner
+        self._board = board
+        self._gate = gate
+        self._ports = ports
+        self._socket: socket.socket | None = None
+        self._watch: Watch | None = None
+        self._release: Callable[[], None] = nothing_to_release
+        self._strangers = 0
+        self._full = False
+        self._closed = False
+
+    @property
+    def connection(self) -> socket.socket:
+        """The connection to the peer; only while `up`."""
+        assert self.up
+        assert self._socket is not None
+        return self._socket
+
+    @property
+    def watch(self) -> Watch:
+        """The registration of the socket; of a connection with no interest at first."""
+        assert self._watch is not None
+        return self._watch
+
+    def listen(self) -> Endpoint:
+        """Listen for the peer; where it is to call.  Raises `GateError`, `OSError`."""
+        assert isinstance(self.spec, Await)
+        listener = self._gate.listener(self.spec, self._ports)
+        self._take(listener.socket, listener.release, self._call_came)
+        sockets.reset_on_close(listener.socket)
+        self.watch.want(READ)
+        return listener.announced
+
+    def dial(self) -> None:
+        """Call the peer.  Raises `GateError` and `OSError` for want of a socket; a failed call is reported later."""
+        assert isinstance(self.spec, Call)
+        tries = DIALS if self.spec.source.port == ANY_PORT else 1
+        while True:
+            caller = self._gate.caller(self.spec, self._ports)
+            self._take(caller.socket, caller.release, self._answer_came)
+            sockets.reset_on_close(caller.socket)
+            code = caller.socket.connect_ex(self.spec.to.sockaddr())
+            tries -= 1
+            if code not in BUSY or not tries:
+                break
+            self._let_go(sockets.close_with_reset)
+        if code in (0, errno.EINPROGRESS):
+            self.dialled_at = self._board.now
+            self.watch.want(WRITE)
+        else:
+            self._board.soon(partial(self._not_reached, os.strerror(code)), self._owner.crashed)
+
+    def resume(self) -> None:
+        """Listen on after the process had run out of descriptors."""
+        if self._full and not self.up and not self._closed:
+            self._full = False
+            self.watch.want(READ)
+
+    def close(self, *, cleanly: bool = False) -> None:
+        """Give everything back; the peer sees a reset unless the connection ended `cleanly`.  Idempotent."""
+        self._closed = True
+        self._let_go(sockets.close_cleanly if cleanly else sockets.close_with_reset)
+
+    def _take(self, sock: socket.socket, release: Callable[[], None], callback: Callable[[int], None]) -> None:
+        self._socket = sock
+        self._release = release
+        self._watch = self._board.watch(sock, callback, self._owner.crashed)
+
+    def _let_go(self, how: Callable[[socket.socket], None]) -> None:
+        self.dialled_at = None
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        if self._socket is not None:
+            how(self._socket)
+            self._socket = None
+        release, self._release = self._release, nothing_to_release
+        release()
+
+    def _call_came(self, events: int) -> None:
+        assert isinstance(self.spec, Await)
+        assert self._socket is not None
+        for _ in range(ACCEPTS):
+            try:
+                sock, address = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in FULL:
+                    event(log, logging.ERROR, "data.accept", side=self.side, error=error)
+                    self._full = True
+                    self.watch.want(0)  # until the next sweep: it would be reported again and again
+                    return
+                if error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT):
+                    raise
+                continue  # accept(2): ECONNABORTED, EPROTO, EPERM, ...: an error of that call, not of the listener
+            caller = Endpoint.from_sockaddr(address)
+            if caller.host == self.spec.peer:
+                self._let_go(socket.socket.close)
+                sock.setblocking(False)
+                sockets.reset_on_close(sock)
+                self._take(sock, nothing_to_release, _unexpected)
+                self._now_up()
+                return
+            sockets.close_with_reset(sock)
+            event(log, logging.WARNING, "data.stranger", side=self.side, caller=caller, expected=self.spec.peer)
+            self._strangers += 1
+            if self._strangers == STRANGERS:
+                self._owner.leg_failed(
+                    self.side, f"{STRANGERS} calls from strangers while {self.spec.peer} was expected"
+                )
+                return
+
+    def _answer_came(self, events: int) -> None:
+        assert self._socket is not None
+        code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._not_reached(os.strerror(code), self._board.now)
+            return
+        self.watch.want(0)
+        self.watch.callback = _unexpected
+        self.dialled_at = None
+        release, self._release = self._release, nothing_to_release
+        release()  # the kernel knows the connection by now and asks the map no more
+        self._now_up()
+
+    def _not_reached(self, reason: str, now: float) -> None:
+        assert isinstance(self.spec, Call)
+        if not self._closed:
+            self._owner.leg_failed(self.side, f"cannot reach the {self.side} at {self.spec.to}: {reason}")
+
+    def _now_up(self) -> None:
+        self.up = True
+        self._owner.leg_up(self.side)
+
+
+def _unexpected(events: int) -> None:
+    raise AssertionError("an event on a leg that nobody asked events of")
