@@ -2,12 +2,13 @@
 
 The other gates use what stands here for the legs whose addresses are ours (towards the server, mostly).
 
-Why data sockets are bound to a port of our own range, also where any port would do:  connect() on a socket that is
-bound late (IP_BIND_ADDRESS_NO_PORT) or not at all takes a port of the ephemeral range, which the gateway's other
-programs and its masquerading use too, and skips every port that carries a bound socket, TIME_WAIT included.  Ports of a
-range of ours that is walked round come again as late as can be.  SO_REUSEADDR makes TIME_WAIT no obstacle to binding,
-and several callers may share a port: connections are told apart by all four numbers.  Only connect() sees a clash of
-all four (EADDRNOTAVAIL), and a second `caller` has the next port.
+Why a data socket is bound to a port of our own range, also where any port would do:  left to itself, connect() takes
+ports of the ephemeral range, which all other programs of the gateway live on, and skips there every port that carries
+a bound socket, TIME_WAIT included; a firewall cannot name such ports either.  Ports of a range of ours that is walked
+round come again as late as can be.  SO_REUSEADDR makes TIME_WAIT no obstacle to binding, and several callers may share
+a port: connections are told apart by all four numbers.  Only connect() sees a clash of all four (EADDRNOTAVAIL), and a
+second `caller` has the next port.  Bind and connect cost 23 us this way, 20 us with IP_BIND_ADDRESS_NO_PORT, and with
+bind to port 0 once 10,000 sockets are in TIME_WAIT 2.5 ms and growing.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ __all__ = ["MOST_TRIES", "DirectGate", "bind_to_call", "first_free", "listening"
 
 log = logging.getLogger(__name__)
 
-MOST_TRIES = 1000
-"""How many ports one leg tries before it gives up: 10 ms or so, and with 99 of 100 ports taken sure to find one."""
+MOST_TRIES = 500
+"""How many ports one leg tries before it gives up: 12 ms, and with 98 of 100 ports taken one is found all the same."""
 
 BACKLOG = 16
 """One peer is expected; strangers (PROTOCOL item 132) must not crowd it out before they are closed."""

@@ -1,0 +1,297 @@
+"""Our nftables table and its elements: what is packed, and what the kernel makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
+from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM, nft_set_elem_list_msg
+
+from ftpproxy.endpoints import Endpoint
+from ftpproxy.netfilter import (
+    Element,
+    Elements,
+    NetfilterError,
+    awaited,
+    called,
+    load_table,
+    pack_batch,
+    remove_table,
+)
+
+from .intercept.namespaces import Namespace
+
+NFPROTO_INET = 1
+BATCH_BEGIN, BATCH_END = 0x10, 0x11
+
+CLIENT4, SERVER4, OURS4 = (ip_address(text) for text in ("10.77.1.2", "192.0.2.7", "10.77.1.1"))
+CLIENT6, SERVER6, OURS6 = (ip_address(text) for text in ("fd77:1::2", "2001:db8::7", "fd77:1::1"))
+
+# One element of each map, and what nft is to say of it: key, data.
+EACH: list[tuple[Element, list[Any], Any]] = [
+    (
+        awaited(CLIENT4, Endpoint(SERVER4, 50021), Endpoint(OURS4, 20021)),
+        ["10.77.1.2", "192.0.2.7", 50021],
+        {"concat": ["10.77.1.1", 20021]},
+    ),
+    (
+        awaited(CLIENT6, Endpoint(SERVER6, 50021), Endpoint(OURS6, 20021)),
+        ["fd77:1::2", "2001:db8::7", 50021],
+        {"concat": ["fd77:1::1", 20021]},
+    ),
+    (called(OURS4, Endpoint(CLIENT4, 258), Endpoint(SERVER4, 0)), ["10.77.1.1", "10.77.1.2", 258], "192.0.2.7"),
+    (called(OURS6, Endpoint(CLIENT6, 258), Endpoint(SERVER6, 0)), ["fd77:1::1", "fd77:1::2", 258], "2001:db8::7"),
+    (
+        called(OURS4, Endpoint(CLIENT4, 258), Endpoint(SERVER4, 20)),
+        ["10.77.1.1", "10.77.1.2", 258],
+        {"concat": ["192.0.2.7", 20]},
+    ),
+    (
+        called(OURS6, Endpoint(CLIENT6, 258), Endpoint(SERVER6, 20)),
+        ["fd77:1::1", "fd77:1::2", 258],
+        {"concat": ["2001:db8::7", 20]},
+    ),
+]
+MAPS = ["awaited4", "awaited6", "called4", "called6", "pinned4", "pinned6"]
+
+
+def decoded(batch: bytes) -> list[Any]:
+    """The messages of a batch, as pyroute2 understands them."""
+    messages = []
+    while batch:
+        length = int.from_bytes(batch[:4], sys.byteorder)
+        middle = int.from_bytes(batch[4:6], sys.byteorder) not in (BATCH_BEGIN, BATCH_END)
+        message = (nft_set_elem_list_msg if middle else nfgen_msg)(batch[:length])
+        message.decode()
+        assert length % 4 == 0
+        messages.append(message)
+        batch = batch[length:]
+    return messages
+
+
+@st.composite
+def some_elements(draw: st.DrawFn) -> list[Element]:
+    addresses = st.ip_addresses(v=draw(st.sampled_from([4, 6])))
+    endpoints = st.builds(Endpoint, addresses, st.integers(0, 65535))
+    seconds = st.floats(0.001, 1e6)
+    one = st.builds(awaited, addresses, endpoints, endpoints, seconds=seconds) | st.builds(
+        called, addresses, endpoints, endpoints, seconds=seconds
+    )
+    return draw(st.lists(one, min_size=1, max_size=5))
+
+
+@given(some_elements(), st.booleans(), st.integers(0, 2**31))
+def test_packed_as_pyroute2_reads_it(elements: list[Element], add: bool, sequence: int) -> None:
+    """Our packing and pyroute2's message classes agree on every field."""
+    begin, *middle, end = decoded(pack_batch(tuple(elements), add=add, sequence=sequence))
+    for edge, kind in ((begin, BATCH_BEGIN), (end, BATCH_END)):
+        assert edge["header"]["type"] == kind
+        assert edge["header"]["flags"] == NLM_F_REQUEST
+        assert (edge["nfgen_family"], edge["version"], edge["res_id"]) == (0, 0, NFNL_SUBSYS_NFTABLES)
+    numbers = [message["header"]["sequence_number"] for message in (begin, *middle, end)]
+    assert numbers == list(range(sequence, sequence + len(elements) + 2))
+
+    kind, flags = (NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL) if add else (NFT_MSG_DELSETELEM, 0)
+    for element, message in zip(elements, middle, strict=True):
+        assert message["header"]["type"] == NFNL_SUBSYS_NFTABLES << 8 | kind
+        assert message["header"]["flags"] == NLM_F_REQUEST | NLM_F_ACK | flags
+        assert (message["nfgen_family"], message["version"], message["res_id"]) == (NFPROTO_INET, 0, 0)
+        assert message.get_attr("NFTA_SET_ELEM_LIST_TABLE") == "ftpproxy"
+        assert message.get_attr("NFTA_SET_ELEM_LIST_SET") == element.map
+        (inner,) = message.get_attr("NFTA_SET_ELEM_LIST_ELEMENTS")
+        attributes = dict(inner["attrs"])
+        assert attributes["NFTA_SET_ELEM_KEY"].get_attr("NFTA_DATA_VALUE") == element.key
+        if add:
+            assert attributes["NFTA_SET_ELEM_DATA"].get_attr("NFTA_DATA_VALUE") == element.data
+            assert attributes["NFTA_SET_ELEM_TIMEOUT"] == round(element.seconds * 1000)
+        assert len(attributes) == (3 if add else 1)
+
+
+@pytest.fixture
+def gateway() -> Iterator[Namespace]:
+    """A network of its own, this thread inside."""
+    try:
+        namespace = Namespace()
+    except PermissionError:
+        pytest.skip("needs root, or unshare -Urnm")
+    with namespace.inside():
+        yield namespace
+    namespace.close()
+
+
+@pytest.fixture
+def table(gateway: Namespace) -> Namespace:
+    load_table()
+    return gateway
+
+
+def listed(gateway: Namespace) -> dict[str, list[Any]]:
+    """Our maps and their elements, as `nft -j` tells them."""
+    answer = json.loads(gateway.run("nft", "-j", "list", "table", "inet", "ftpproxy"))["nftables"]
+    return {item["map"]["name"]: item["map"].get("elem", []) for item in answer if "map" in item}
+
+
+@pytest.mark.netns
+def test_the_kernel_reads_what_was_meant(table: Namespace) -> None:
+    """Item 72: when `add` returns, the element of each map is there, with its timeout."""
+    with Elements() as elements:
+        elements.add(*(element for element, _, _ in EACH))
+        maps = listed(table)
+        assert sorted(maps) == MAPS
+        for element, key, data in EACH:
+            ((said_key, said_data),) = maps[element.map]
+            assert said_key["elem"]["val"] == {"concat": key}
+            assert said_key["elem"]["timeout"] == 300
+            assert said_data == data
+        elements.remove(*(element for element, _, _ in EACH))
+    assert listed(table) == {name: [] for name in MAPS}
+
+
+@pytest.mark.netns
+def test_all_or_none(table: Namespace) -> None:
+    """NLM_F_EXCL: a key that is taken undoes the whole batch; and the answers of a failed batch do not stay behind."""
+    taken, *others = (element for element, _, _ in EACH)
+    with Elements() as elements, Elements() as rival:
+        rival.add(taken)
+        with pytest.raises(FileExistsError, match="table inet ftpproxy"):
+            elements.add(*others, taken)
+        assert sum(map(len, listed(table).values())) == 1
+        elements.add(*others)
+        assert sum(map(len, listed(table).values())) == 6
+
+
+@pytest.mark.netns
+def test_removing_is_idempotent(table: Namespace) -> None:
+    """What is gone already does not keep the rest of the batch."""
+    first, *rest = (element for element, _, _ in EACH)
+    with Elements() as elements:
+        elements.add(first, *rest)
+        elements.remove(first)
+        elements.remove(first)
+        elements.remove(first, *rest)
+        assert listed(table) == {name: [] for name in MAPS}
+
+
+@pytest.mark.netns
+def test_a_full_batch(table: Namespace) -> None:
+    """A hundred answers fit the receive buffer, also when each of them is an error; more are not even sent."""
+    many = [awaited(CLIENT6, Endpoint(SERVER6, port), Endpoint(OURS6, port)) for port in range(1, 102)]
+    with Elements() as elements:
+        elements.add(*many[:100])
+        assert len(listed(table)["awaited6"]) == 100
+        with pytest.raises(FileExistsError):
+            elements.add(*many[:100])
+        elements.remove(*many[:100])
+        for wrong in (many, []):
+            with pytest.raises(ValueError, match="1 to 100 can be"):
+                elements.add(*wrong)
+
+
+@pytest.mark.netns
+def test_elements_time_out(table: Namespace) -> None:
+    """Item 103: nothing outlives a crash for long.  A key that timed out is free for the next one at once."""
+    element = awaited(CLIENT4, Endpoint(SERVER4, 1), Endpoint(OURS4, 1), seconds=0.05)
+    with Elements() as elements:
+        elements.add(element)
+        while True:
+            try:
+                elements.add(element)
+                break
+            except FileExistsError:
+                continue
+        elements.remove(element)
+
+
+@pytest.mark.netns
+def test_loading_takes_over_what_was_left(gateway: Namespace) -> None:
+    """Item 103: the table of a killed process, its elements included, is replaced; removing twice is once."""
+    first = EACH[0][0]
+    load_table()
+    with Elements() as elements:
+        elements.add(first)
+        load_table()
+        assert listed(gateway) == {name: [] for name in MAPS}
+        elements.add(first)
+        remove_table()
+        assert gateway.run("nft", "list", "ruleset") == ""
+        remove_table()
+        with pytest.raises(FileNotFoundError):
+            elements.add(first)
+        elements.remove(first)
+
+
+@pytest.mark.netns
+def test_the_rules_of_others_stay(gateway: Namespace) -> None:
+    """Ours is one table; nothing else is touched by loading and removing it."""
+    theirs = (
+        "table inet filter {\n\tchain forward {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n"
+    )
+    gateway.run("nft", "-f", "-", text=theirs)
+    load_table()
+    assert gateway.run("nft", "list", "table", "inet", "filter") == theirs
+    remove_table()
+    assert gateway.run("nft", "list", "ruleset") == theirs
+
+
+def test_no_nft(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """The program that is missing is named, with its package."""
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(NetfilterError, match="install nftables"):
+        load_table()
+
+
+def test_nft_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """What nft says of a kernel that lacks a part ends up in the sentence."""
+    program = tmp_path / "nft"
+    program.write_text(
+        "#!/bin/sh\ncat >/dev/null\necho 'x:1:2-3: Error: Could not process rule: '\"$SAY\" >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for said, sentence in (
+        ("Operation not permitted", "CAP_NET_ADMIN is needed"),
+        ("No such file or directory", "CONFIG_NFT_NAT"),
+        ("Operation not supported", "CONFIG_NFT_NAT"),
+        ("Out of cheese", "exit code 1: .*Out of cheese"),
+    ):
+        monkeypatch.setenv("SAY", said)
+        with pytest.raises(NetfilterError, match=sentence):
+            load_table()
+
+
+UNPRIVILEGED = """
+from ftpproxy.endpoints import Endpoint
+from ftpproxy.netfilter import Elements, NetfilterError, awaited, load_table, remove_table
+
+for change in (load_table, remove_table):
+    try:
+        change()
+    except NetfilterError as error:
+        print(error)
+at = Endpoint.parse("192.0.2.1:1")
+with Elements() as elements:
+    try:
+        elements.add(awaited(at.host, at, at))
+    except PermissionError as error:
+        print("CAP_NET_ADMIN", error)
+"""
+
+
+@pytest.mark.netns
+def test_no_permission(table: Namespace) -> None:
+    """In a user namespace without a right over this network."""
+    command = ["unshare", "-U", sys.executable, "-W", "error", "-c", UNPRIVILEGED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 3
+    assert all("CAP_NET_ADMIN" in line for line in done.stdout.splitlines()), done.stdout
+    assert sorted(listed(table)) == MAPS
