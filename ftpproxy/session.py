@@ -143,6 +143,11 @@ class Session:
             on_crash=self.crashed,
         )
 
+    @property
+    def service(self) -> str:
+        """The name of the service that it belongs to."""
+        return self._terms.service
+
     # The call to the server
 
     def _unanswered(self, reason: str) -> None:
@@ -155,7 +160,12 @@ class Session:
         self._channels[SERVER] = Channel(sock, self._board, self._server_event, self.crashed)
         terms = self._terms
         proxy = Endpoint.from_sockaddr(sock.getsockname())
-        route = Route(self.client, self.orig_server, self.server, proxy, terms.announce)
+        announce = {
+            side: host
+            for side, host in terms.announce.items()
+            if host.version == (self.client if side is CLIENT else self.server).host.version
+        }
+        route = Route(self.client, self.orig_server, self.server, proxy, announce)
         self._interpreter = ProtocolInterpreter(
             route, terms.policy, terms.timeouts, active_source_port=terms.active_source_port
         )

@@ -15,7 +15,7 @@ FLOORS = [
     {"dtp", "intercept", "switchboard", "channels", "dial", "tls", "sockets", "log", "metrics", "netfilter"},
     {"session"},
     {"server", "workers", "control", "activation", "privileges"},
-    {"config", "cli", "doctor", "rules", "top", "lab", "__main__"},
+    {"config", "cli", "doctor", "rules", "top", "lab", "compose", "__main__"},
 ]
 PURE = {"trio", "socket", "ssl", "os", "time", "logging", "select", "selectors", "threading", "asyncio"}
 PROTOCOLS = {"ftpproxy.dtp.plane", "ftpproxy.intercept.interceptor"}

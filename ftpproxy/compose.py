@@ -1,0 +1,135 @@
+"""Composition: from a configuration to a running server.  The only room that knows every class."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import resource
+import sys
+
+import trio
+
+from . import log as logs
+from . import netfilter
+from .config import Config, ServiceConfig
+from .dtp.relay import RelayPlane
+from .endpoints import IPAddress, Side
+from .intercept.direct import DirectGate
+from .intercept.interceptor import Gate, PortRange
+from .intercept.linux import RedirectGate, TproxyGate
+from .log import event
+from .server import CannotListen, Server, Service
+from .session import Terms
+from .switchboard import Switchboard
+
+__all__ = ["run"]
+
+EX_OK, EX_UNAVAILABLE, EX_NOPERM = 0, 69, 77
+"""sysexits(3)."""
+
+DESCRIPTORS_A_SESSION = 10
+"""Two control sockets, two data sockets, a listener and two pipes, and the same again for a transfer that drains."""
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> int:
+    """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error."""
+    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()])
+    _raise_descriptor_limit(config)
+    elements: netfilter.Elements | None = None
+    try:
+        if any(service.intercept == "redirect" for service in config.services):
+            netfilter.load_table()
+            elements = netfilter.Elements()
+        return trio.run(_serve, config, elements)
+    except netfilter.NetfilterError as error:
+        return _fail(str(error), EX_NOPERM if "CAP_NET_ADMIN" in str(error) else EX_UNAVAILABLE)
+    except CannotListen as error:
+        denied = isinstance(error.__cause__, PermissionError)
+        return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
+    finally:
+        if elements is not None:
+            elements.close()
+            netfilter.remove_table()
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"ftpproxy: {text}", file=sys.stderr)
+    return code
+
+
+async def _serve(config: Config, elements: netfilter.Elements | None) -> int:
+    board = Switchboard()
+    services = [_service(service, board, elements) for service in config.services]
+    server = Server(board, services)
+    try:
+        server.listen()
+        event(log, logging.INFO, "ready", services=len(services))
+        await server.run()
+    finally:
+        server.close()
+        for service in services:
+            for plane in service.terms.planes:
+                plane.close()
+            service.gate.close()
+        board.close()
+    return EX_OK
+
+
+def _service(config: ServiceConfig, board: Switchboard, elements: netfilter.Elements | None) -> Service:
+    gate = _gate(config, elements)
+    plane = RelayPlane(
+        gate,
+        PortRange(*config.data_ports),
+        board,
+        connect_timeout=config.timeouts.connect,
+        data_setup=config.timeouts.data_setup,
+        data_idle=config.timeouts.data_idle,
+    )
+    announce: dict[Side, IPAddress] = {}
+    if config.announce.client is not None:
+        announce[Side.CLIENT] = config.announce.client
+    if config.announce.server is not None:
+        announce[Side.SERVER] = config.announce.server
+    return Service(
+        terms=Terms(
+            service=config.name,
+            policy=config.policy,
+            timeouts=config.timeouts,
+            planes=[plane],
+            source=config.source,
+            announce=announce,
+            active_source_port=config.active_source_port,
+        ),
+        gate=gate,
+        listen=config.listen,
+        clients=config.clients,
+        servers=config.servers if config.mode == "reverse" else None,
+        most_sessions=config.limits.sessions,
+        most_per_client=config.limits.per_client,
+    )
+
+
+def _gate(config: ServiceConfig, elements: netfilter.Elements | None) -> Gate:
+    if config.intercept == "tproxy":
+        return TproxyGate()
+    if config.intercept == "redirect":
+        assert elements is not None
+        return RedirectGate(elements)
+    return DirectGate()
+
+
+def _raise_descriptor_limit(config: Config) -> None:
+    """As many descriptors as the configured sessions need; said in the log where the system does not allow them."""
+    wanted = 64 + DESCRIPTORS_A_SESSION * sum(service.limits.sessions for service in config.services)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        event(log, logging.WARNING, "descriptors.few", allowed=hard, wanted=wanted)
