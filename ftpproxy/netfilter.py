@@ -39,6 +39,7 @@ from attrs import frozen
 from .endpoints import Endpoint, IPAddress
 
 __all__ = [
+    "ELEMENT_SECONDS",
     "PLANE_TABLE",
     "TABLE",
     "Element",

@@ -34,7 +34,7 @@ from attrs import frozen
 
 from ..endpoints import Endpoint, IPAddress
 from ..log import event
-from ..netfilter import TABLE, Element, Elements, awaited, called
+from ..netfilter import ELEMENT_SECONDS, TABLE, Element, Elements, awaited, called
 from ..paths import Await, Call
 from ..sockets import IP_TRANSPARENT, IPV6_TRANSPARENT, SO_ORIGINAL_DST, bound, family, is_ours
 from .direct import DirectGate, bind_to_call, first_free, listening, refusal
@@ -43,6 +43,10 @@ from .interceptor import Caller, GateError, Listener, PortRange
 __all__ = ["RedirectGate", "TproxyGate"]
 
 log = logging.getLogger(__name__)
+
+TICKS = 0.05
+"""Seconds by which the kernel, which counts in jiffies, may drop an element early.  Not to be removed in that time:
+it goes by itself."""
 
 _sockaddr_in = struct.Struct("!2xH4s8x")
 _sockaddr_in6 = struct.Struct("!2xH4x16s4x")
@@ -103,11 +107,13 @@ class _Standing:
 class RedirectGate:
     """Foreign addresses by elements of our table, which must be loaded.  Needs CAP_NET_ADMIN.
 
-    `elements` may be shared with other gates and planes of this worker; it stays its maker's to close.
+    `elements` may be shared with other gates and planes of this worker; it stays its maker's to close.  An element that
+    nobody releases lives `seconds`: more than a data connection may take to come up (`data_setup`).
     """
 
-    def __init__(self, elements: Elements) -> None:
+    def __init__(self, elements: Elements, *, seconds: float = ELEMENT_SECONDS) -> None:
         self._elements = elements
+        self._seconds = seconds
         self._standing: set[_Standing] = set()
         self._direct = DirectGate()
 
@@ -142,8 +148,8 @@ class RedirectGate:
 
         def attempt(port: int) -> Listener:
             sock = listening(Endpoint(local, port))
-            release = self._add(awaited(leg.peer, leg.at.at(port), Endpoint(local, port)), sock)
-            return Listener(sock, leg.at.at(port), release)
+            element = awaited(leg.peer, leg.at.at(port), Endpoint(local, port), seconds=self._seconds)
+            return Listener(sock, leg.at.at(port), self._add(element, sock))
 
         with refusal(f"listen at {leg.at}"):
             return first_free(leg.at.port, ports, attempt)
@@ -159,7 +165,7 @@ class RedirectGate:
         local = _towards(leg.to.host)
         with refusal(f"call {leg.to} from {leg.source}"):
             sock = first_free(0, ports, lambda port: bound(Endpoint(local, port)))
-            return Caller(sock, self._add(called(local, leg.to, leg.source), sock))
+            return Caller(sock, self._add(called(local, leg.to, leg.source, seconds=self._seconds), sock))
 
     def close(self) -> None:
         """Take away every element that was not released."""
@@ -168,7 +174,7 @@ class RedirectGate:
 
     def _add(self, element: Element, sock: socket.socket) -> Callable[[], None]:
         """Add `element` and return what takes it away.  On failure `sock` is closed and the error raised."""
-        until = time.monotonic() + element.seconds
+        until = time.monotonic() + element.seconds - TICKS
         try:
             self._elements.add(element)
         except PermissionError as error:

@@ -296,6 +296,23 @@ def test_without_a_table_or_a_route(three: World, redirect: RedirectGate, ports:
     assert len(os.listdir("/proc/self/fd")) == here
 
 
+def test_what_nobody_releases_goes_by_itself(three: World, redirect: RedirectGate, family: Family) -> None:
+    """Item 103: elements of a killed process time out; a late release leaves alone what is somebody else's by then."""
+    with three.gateway.inside(), Elements() as elements:
+        killed = RedirectGate(elements, seconds=0.2)
+        leg, ports = Await(Endpoint(family.server, 20000), family.client), PortRange(20000, 20000)
+        lost = killed.listener(leg, ports)
+        lost.socket.close()
+        while in_maps(three.gateway):
+            pass
+        heir = redirect.listener(leg, ports)
+        lost.release()
+        killed.close()
+        with heir.socket, connect(three.client, heir.announced, family.client) as client, accept(heir.socket) as data:
+            talk(client, data)
+        heir.release()
+
+
 def test_closing_the_gate_gives_everything_back(
     three: World, redirect: RedirectGate, family: Family, ports: PortRange
 ) -> None:
