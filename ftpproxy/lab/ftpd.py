@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")  # pyftpdlib warns of what we want: an anonymous user who may write
     from pyftpdlib.authorizers import DummyAuthorizer
     from pyftpdlib.handlers import FTPHandler
-    from pyftpdlib.servers import FTPServer
+    from pyftpdlib.servers import ThreadedFTPServer
 
     class Conversation(FTPHandler):  # type: ignore[misc]
         authorizer = DummyAuthorizer()
@@ -53,9 +53,11 @@ def main(argv: list[str] | None = None) -> int:
         sock = bound(Endpoint.parse(text))
         sock.listen(128)
         sockets.append(sock)
-    servers = [FTPServer(sock, Conversation) for sock in sockets]
+    # A thread for each session: pyftpdlib's own loop mixes up sessions whose descriptors are closed and opened in one
+    # round, and with a dozen sessions at once some of them are never read again.
+    servers = [ThreadedFTPServer(sock, Conversation) for sock in sockets]
     print("ready", *(Endpoint.from_sockaddr(sock.getsockname()) for sock in sockets), flush=True)
-    servers[0].serve_forever(handle_exit=False)  # one event loop serves both
+    servers[0].serve_forever(handle_exit=False)  # one loop accepts for both
     return 0
 
 
