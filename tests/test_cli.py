@@ -1,0 +1,159 @@
+"""The command line as a user and a script see it: words, exit codes, and nothing loaded that is not needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from ftpproxy import __version__, cli
+
+ROOT = Path(__file__).parent.parent
+GOOD = "docs/examples/tproxy.toml"
+
+
+def ftpproxy(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "ftpproxy", *argv]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> str:
+    file = tmp_path / "bad.toml"
+    file.write_text(
+        '[[service]]\nname = "lan"\nmode = "forward"\nlisten = "127.0.0.1:8021"\nintercept = "tproxy"\n'
+        "[service.limits]\nsesions = 3\n"
+    )
+    return str(file)
+
+
+def test_check_says_ok() -> None:
+    done = ftpproxy("check", "-c", GOOD)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{GOOD}: ok, 1 service\n", "")
+
+
+@pytest.mark.parametrize("argv", [["check"], ["check", "--show"], ["rules"], ["rules", "--apply"], ["serve"]])
+def test_every_command_names_file_and_key_of_a_mistake(bad: str, argv: list[str]) -> None:
+    """A bad configuration names file and key and exits 78."""
+    done = ftpproxy(*argv, "-c", bad)
+    assert done.returncode == 78
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        f'{bad}: service "lan".listen: an array is expected, not a string',
+        f'{bad}: service "lan".limits.sesions: unknown key; did you mean sessions?',
+    ]
+
+
+def test_a_missing_file() -> None:
+    done = ftpproxy("check", "-c", "/nonexistent.toml")
+    assert (done.returncode, done.stderr) == (78, "/nonexistent.toml: cannot be read: No such file or directory\n")
+
+
+def test_show_prints_the_whole_configuration() -> None:
+    done = ftpproxy("check", "-c", GOOD, "--show")
+    assert done.returncode == 0
+    (service,) = tomllib.loads(done.stdout)["service"]
+    assert service["limits"]["idle"] == "1h"
+
+
+def test_rules_are_printed() -> None:
+    done = ftpproxy("rules", "-c", GOOD)
+    assert (done.returncode, done.stdout) == (0, (ROOT / "nft" / "intercept-tproxy.nft").read_text())
+
+
+def test_rules_in_forward_mode_need_clients(tmp_path: Path) -> None:
+    file = tmp_path / "f.toml"
+    file.write_text((ROOT / GOOD).read_text().replace("clients", "#"))
+    done = ftpproxy("rules", "-c", str(file))
+    assert done.returncode == 78
+    assert done.stderr.startswith(f'{file}: service "lan".clients: the rules need it in forward mode')
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["serv"], "invalid choice: 'serv'"),
+        (["--nonsense"], "the following arguments are required: COMMAND"),
+        (["check"], "the following arguments are required: -c/--config"),
+        (["check", "-c"], "expected one argument"),
+        (["check", "-c", GOOD, "extra"], "unrecognized arguments: extra"),
+        (["serve"], "the following arguments are required: -c/--config"),
+        (["rules"], "-c FILE is required, except with --remove"),
+        (["rules", "--apply"], "-c FILE is required, except with --remove"),
+        (["rules", "--apply", "--remove"], "not allowed with argument"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_64(argv: list[str], said: str) -> None:
+    done = ftpproxy(*argv)
+    assert done.returncode == 64
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("argv", [[], ["serve"], ["check"], ["rules"], ["lab"]], ids=lambda argv: " ".join(argv) or "-")
+def test_help(argv: list[str]) -> None:
+    done = ftpproxy(*argv, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: {' '.join(['ftpproxy', *argv])} ")
+    assert "  ftpproxy " in done.stdout, "an example"
+    assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+def test_version() -> None:
+    done = ftpproxy("--version")
+    assert (done.returncode, done.stdout) == (0, f"ftpproxy {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "absent"),
+    [
+        (["--help"], {"cattrs", "trio", "pyroute2", "ssl", "asyncio", "pyftpdlib"}),
+        (["check", "-c", GOOD], {"trio", "pyroute2", "ssl", "asyncio", "pyftpdlib"}),
+        (["rules", "-c", GOOD], {"trio", "pyroute2", "ssl", "asyncio", "pyftpdlib"}),
+    ],
+    ids=["help", "check", "rules"],
+)
+def test_nothing_is_imported_that_is_not_needed(argv: list[str], absent: set[str]) -> None:
+    program = (
+        "import sys; from ftpproxy.cli import main\n"
+        f"try: main({argv!r})\nexcept SystemExit: pass\n"
+        f"print(sorted(set(sys.modules) & {absent!r}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
+def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
+    # The file is a pipe that nobody fills: the command waits in its read until the signal.
+    pipe = tmp_path / "f.toml"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "ftpproxy", "check", "-c", str(pipe)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    with process, pipe.open("w"):  # open returns when the command has opened its end
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "")
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "ftpproxy", "check", "--show", "-c", GOOD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def test_the_main_function_returns_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "-c", str(ROOT / GOOD)]) == 0
+    assert capsys.readouterr().out.endswith(": ok, 1 service\n")
+    with pytest.raises(SystemExit, match="64"):
+        cli.main(["nonsense"])

@@ -1,0 +1,555 @@
+"""The configuration file: what is taken, what is refused and in which words."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftpproxy.config import (
+    Announce,
+    Config,
+    ConfigError,
+    Limits,
+    LogConfig,
+    PortSpan,
+    Problem,
+    ServiceConfig,
+    load,
+    parse,
+    show,
+)
+from ftpproxy.config.tables import SECTIONS, ServiceTable, keys
+from ftpproxy.endpoints import Endpoint
+from ftpproxy.pi.policy import Policy, Timeouts
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.toml"))
+
+FORWARD = """\
+[[service]]
+name      = "lan"
+mode      = "forward"
+listen    = ["127.0.0.1:8021", "[::1]:8021"]
+intercept = "tproxy"
+clients   = ["10.77.1.0/24", "fd77:1::/64"]
+"""
+REVERSE = """\
+[[service]]
+name      = "dmz"
+mode      = "reverse"
+listen    = ["192.0.2.1:21"]
+intercept = "none"
+servers   = ["10.0.0.5:21"]
+"""
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def changed(base: str, **values: str) -> str:
+    """`base` with other values, as TOML text, for some of its keys; an empty text takes the key away."""
+    for key, value in values.items():
+        line = f"{key} = {value}" if value else ""
+        base, count = re.subn(rf"(?m)^{key} .*$", line, base)
+        base += f"{line}\n" * (count == 0)
+    return base
+
+
+def test_a_file_becomes_values() -> None:
+    text = FORWARD + (
+        'data_ports = "30000-30999"\nannounce = { server = "198.51.100.7" }\nsource = "192.0.2.9"\n'
+        "active_source_port = 20\n"
+        '[service.policy]\nport_address = "override"\ndeny_data_ports = [8080]\n'
+        '[service.limits]\nsessions = 5\nidle = "1.5h"\nconnect = "250s"\n'
+        '[service.tls]\nmode = "refuse"\n'
+        '[log]\nlevel = "debug"\n'
+    )
+    assert parse(text) == Config(
+        services=(
+            ServiceConfig(
+                name="lan",
+                mode="forward",
+                listen=(Endpoint(ip_address("127.0.0.1"), 8021), Endpoint(ip_address("::1"), 8021)),
+                intercept="tproxy",
+                clients=(ip_network("10.77.1.0/24"), ip_network("fd77:1::/64")),
+                data_ports=PortSpan(30000, 30999),
+                announce=Announce(server=ip_address("198.51.100.7")),
+                source=ip_address("192.0.2.9"),
+                active_source_port=20,
+                policy=Policy(port_address="override", deny_data_ports=frozenset({8080}), tls="refuse"),
+                limits=Limits(sessions=5),
+                timeouts=Timeouts(idle=5400, connect=250),
+            ),
+        ),
+        log=LogConfig(level="debug"),
+    )
+
+
+def test_defaults_are_those_of_the_values_below() -> None:
+    service = parse(FORWARD).services[0]
+    assert (service.policy, service.timeouts, service.limits) == (Policy(), Timeouts(), Limits())
+    assert service.planes == ("relay",)
+    assert service.data_ports == (20000, 29999)
+    assert type(service) is ServiceConfig
+
+
+SHORT_LISTEN = 'service "lan".listen'
+BAD: list[tuple[str, list[str]]] = [
+    # types: nothing is coerced
+    (changed(FORWARD, listen='"127.0.0.1:8021"'), [f"{SHORT_LISTEN}: an array is expected, not a string"]),
+    (changed(FORWARD, listen="[8021]"), [f'{SHORT_LISTEN}[0]: "ADDRESS:PORT" is expected, not an integer']),
+    (changed(FORWARD, name="7"), ["service[0].name: a string is expected, not an integer"]),
+    (changed(FORWARD, mode="true"), ['service "lan".mode: a string is expected, not a boolean']),
+    (changed(FORWARD, announce='"192.0.2.1"'), ['service "lan".announce: a table is expected, not a string']),
+    (
+        changed(FORWARD, source="1979-05-27"),
+        ['service "lan".source: an IP address in a string is expected, not a date or time'],
+    ),
+    (
+        changed(FORWARD, active_source_port='"20"'),
+        ['service "lan".active_source_port: an integer is expected, not a string'],
+    ),
+    (
+        changed(FORWARD, active_source_port="false"),
+        ['service "lan".active_source_port: an integer is expected, not a boolean'],
+    ),
+    (
+        FORWARD + '[service.limits]\nsessions = "100"\n',
+        ['service "lan".limits.sessions: an integer is expected, not a string'],
+    ),
+    (
+        FORWARD + "[service.limits]\nsessions = true\n",
+        ['service "lan".limits.sessions: an integer is expected, not a boolean'],
+    ),
+    (
+        FORWARD + "[service.limits]\nsessions = 1.0\n",
+        ['service "lan".limits.sessions: an integer is expected, not a number'],
+    ),
+    (
+        FORWARD + "[service.policy]\nrequire_login = 1\n",
+        ['service "lan".policy.require_login: a boolean is expected, not an integer'],
+    ),
+    (
+        FORWARD + '[service.policy]\ndeny_data_ports = [1, "2", true]\n',
+        [
+            'service "lan".policy.deny_data_ports[1]: an integer is expected, not a string',
+            'service "lan".policy.deny_data_ports[2]: an integer is expected, not a boolean',
+        ],
+    ),
+    ("service = 3\n", ["service: each service is a table of its own, headed [[service]] in double brackets"]),
+    (
+        FORWARD.replace("[[service]]", "[service]"),
+        ["service: each service is a table of its own, headed [[service]] in double brackets"],
+    ),
+    ("service = [3]\n", ["service[0]: a table is expected, not an integer"]),
+    ("log = 3\n" + FORWARD, ["log: a table is expected, not an integer"]),
+    # forms
+    (changed(FORWARD, listen='["127.0.0.1"]'), [f"{SHORT_LISTEN}[0]: '127.0.0.1' is not ADDRESS:PORT"]),
+    (
+        changed(FORWARD, listen='["::1:8021"]'),
+        [f"{SHORT_LISTEN}[0]: '::1:8021': an IPv6 address before a port stands in brackets, as in [::1]:21"],
+    ),
+    (
+        changed(FORWARD, listen='["localhost:21"]'),
+        [f"{SHORT_LISTEN}[0]: 'localhost:21': 'localhost' is not an IP address"],
+    ),
+    (
+        changed(FORWARD, clients='["10.77.1.1/24"]'),
+        [
+            (
+                "service \"lan\".clients[0]: '10.77.1.1/24' has bits set behind its prefix length; "
+                "did you mean '10.77.1.0/24'?"
+            )
+        ],
+    ),
+    (
+        changed(FORWARD, clients='["lan"]'),
+        ["service \"lan\".clients[0]: 'lan' is not a network such as 10.0.0.0/8 or fd00::/8"],
+    ),
+    (changed(FORWARD, source='"gw"'), ["service \"lan\".source: 'gw' is not an IP address"]),
+    (
+        changed(FORWARD, data_ports='"20000"'),
+        ['service "lan".data_ports: \'20000\' is not a range of ports such as "20000-29999"'],
+    ),
+    (changed(FORWARD, data_ports='"29999-20000"'), ["service \"lan\".data_ports: '29999-20000' runs backwards"]),
+    (
+        changed(FORWARD, data_ports='"60000-70000"'),
+        ["service \"lan\".data_ports: '60000-70000' leaves the ports 1 to 65535"],
+    ),
+    (
+        changed(FORWARD, data_ports="20000"),
+        ['service "lan".data_ports: a range of ports such as "20000-29999" is expected, not an integer'],
+    ),
+    (
+        FORWARD + "[service.limits]\nidle = 3600\n",
+        ['service "lan".limits.idle: a time with its unit, such as "90s", "5m" or "1h", is expected, not an integer'],
+    ),
+    (
+        FORWARD + '[service.limits]\nidle = "3600"\n',
+        ['service "lan".limits.idle: \'3600\' is not a time with its unit, such as "90s", "5m" or "1h"'],
+    ),
+    (
+        FORWARD + '[service.limits]\nconnect = "0s"\n',
+        ["service \"lan\".limits.connect: '0s' is not more than nothing and at most a year"],
+    ),
+    # words
+    (
+        changed(FORWARD, mode='"foward"'),
+        ['service "lan".mode: "foward" is not known here; known: "forward", "reverse"'],
+    ),
+    (changed(FORWARD, planes='["nft", "relay"]'), ['service "lan".planes[0]: "nft" is not known here; known: "relay"']),
+    (
+        changed(FORWARD, active_source_port="21"),
+        ['service "lan".active_source_port: 21 is not known here; known: 0, 20'],
+    ),
+    (
+        FORWARD + '[service.policy]\ngreeting = "lax"\n',
+        ['service "lan".policy.greeting: "lax" is not known here; known: "strict", "lenient"'],
+    ),
+    (
+        FORWARD + '[service.policy]\nport_address = "any"\n',
+        ['service "lan".policy.port_address: "any" is not known here; known: "same", "override"'],
+    ),
+    (
+        FORWARD + '[service.tls]\nmode = "bridge"\n',
+        ['service "lan".tls.mode: "bridge" is not known here; known: "pass", "refuse"'],
+    ),
+    (
+        FORWARD + '[log]\nlevel = "loud"\n',
+        ['log.level: "loud" is not known here; known: "debug", "info", "warning", "error"'],
+    ),
+    # keys
+    ("", ["service: at least one [[service]] is needed"]),
+    (changed(FORWARD, mode=""), ['service "lan".mode: is missing']),
+    (changed(FORWARD, name=""), ["service[0].name: is missing"]),
+    (
+        FORWARD + "[service.limits]\nsesions = 9\n",
+        ['service "lan".limits.sesions: unknown key; did you mean sessions?'],
+    ),
+    (FORWARD + "sessions = 9\n", ['service "lan".sessions: unknown key here; it belongs into [service.limits]']),
+    (
+        FORWARD + "[service.policy]\ntls = 9\n",
+        ['service "lan".policy.tls: unknown key here; it belongs into [[service]]'],
+    ),
+    (
+        FORWARD + '[service.limits]\nannounce = "1s"\n',
+        ['service "lan".limits.announce: unknown key here; it belongs into [[service]]'],
+    ),
+    (FORWARD + "[service.tls]\nzzz = 9\n", ['service "lan".tls.zzz: unknown key; known here: mode']),
+    (FORWARD + '[log]\nlevl = "info"\n', ["log.levl: unknown key; did you mean level?"]),
+    ('mode = "forward"\n' + FORWARD, ["mode: unknown key here; it belongs into [[service]]"]),
+    ("[process]\n" + FORWARD, ["process: unknown key; a file has [[service]] and [log]"]),
+    # numbers
+    (
+        changed(FORWARD, name='"a b"'),
+        ['service "a b".name: is 1 to 64 of the letters A to Z and a to z, digits, and _ . -'],
+    ),
+    (FORWARD + "[service.limits]\nper_client = 0\n", ['service "lan".limits.per_client: is at least 1']),
+    (
+        FORWARD + '[service.limits]\ndata_setup = "29s"\n',
+        ['service "lan".limits.data_setup: is at least "30s": less breaks honest peers'],
+    ),
+    (
+        FORWARD + '[service.limits]\nidle = "4m"\n',
+        ['service "lan".limits.idle: is at least "300s": less breaks honest peers'],
+    ),
+    (
+        FORWARD + "[service.policy]\nmin_data_port = 0\n",
+        ['service "lan".policy.min_data_port: 0 is not a port from 1 to 65535'],
+    ),
+    (
+        FORWARD + "[service.policy]\ndeny_data_ports = [70000]\n",
+        ['service "lan".policy.deny_data_ports: 70000 is not a port from 1 to 65535'],
+    ),
+    # listeners
+    (changed(FORWARD, listen="[]"), [f'{SHORT_LISTEN}: is empty: name at least one address, as in ["127.0.0.1:8021"]']),
+    (changed(FORWARD, listen='["127.0.0.1:0", "[::1]:8021"]'), [f"{SHORT_LISTEN}[0]: port 0 is no port to listen on"]),
+    (
+        changed(FORWARD, listen='["0.0.0.0:8021", "[::1]:8021"]'),
+        [f'{SHORT_LISTEN}[0]: a "tproxy" listener has a specific address, such as 127.0.0.1 or ::1, not 0.0.0.0'],
+    ),
+    (
+        changed(FORWARD, listen='["127.0.0.1:8021", "[::]:8021"]'),
+        [f'{SHORT_LISTEN}[1]: a "tproxy" listener has a specific address, such as 127.0.0.1 or ::1, not ::'],
+    ),
+    (
+        changed(FORWARD, listen='["127.0.0.1:8021", "[::1]:8021", "127.0.0.1:8022"]'),
+        [f'{SHORT_LISTEN}[2]: "tproxy" leads to one listener a family, and 127.0.0.1:8021 is there already'],
+    ),
+    (
+        changed(FORWARD, intercept='"redirect"'),
+        [
+            f'{SHORT_LISTEN}[0]: "redirect" never leads to 127.0.0.1; listen at an inside address or 0.0.0.0',
+            f'{SHORT_LISTEN}[1]: "redirect" never leads to ::1; listen at an inside address or [::]',
+        ],
+    ),
+    (
+        changed(FORWARD, intercept='"redirect"', listen='["10.0.0.1:8021", "10.1.0.1:8022", "[::]:8021"]'),
+        [f'{SHORT_LISTEN}[1]: "redirect" leads to one port a family, and 10.0.0.1:8021 is there already'],
+    ),
+    (
+        changed(FORWARD, data_ports='"8000-9000"'),
+        2 * ['service "lan".data_ports: contains the port of {}, where "lan" listens'],
+    ),
+    # modes
+    (
+        changed(FORWARD, intercept='"none"'),
+        [
+            (
+                'service "lan".intercept: forward mode needs "tproxy" or "redirect": '
+                "without them nobody knows whom the client dialled"
+            )
+        ],
+    ),
+    (
+        changed(FORWARD, servers='["10.0.0.5:21"]'),
+        ['service "lan".servers: belongs to reverse mode; in forward mode the client chooses the server'],
+    ),
+    (
+        changed(REVERSE, servers=""),
+        ['service "dmz".servers: reverse mode needs the server to call, as in ["10.0.0.5:21"]'],
+    ),
+    (
+        changed(REVERSE, servers='["10.0.0.5:21", "10.0.0.6:21"]'),
+        ['service "dmz".servers[1]: one server of each family, and 10.0.0.5:21 is there already'],
+    ),
+    (changed(REVERSE, servers='["10.0.0.5:0"]'), ['service "dmz".servers[0]: port 0 is no port to call']),
+    (changed(REVERSE, servers='["0.0.0.0:21"]'), ['service "dmz".servers[0]: 0.0.0.0 is no address to call']),
+    (changed(REVERSE, servers='["192.0.2.1:21"]'), ['service "dmz".servers[0]: the service would call itself']),
+    (
+        changed(REVERSE, listen='["192.0.2.1:21", "[2001:db8::1]:21"]'),
+        ['service "dmz".listen[1]: no IPv6 server is configured for this listener to call'],
+    ),
+    (
+        changed(REVERSE, planes="[]"),
+        ['service "dmz".planes: is empty: nothing would carry the data connections; use ["relay"]'],
+    ),
+    (changed(REVERSE, planes='["relay", "relay"]'), ['service "dmz".planes[1]: "relay" is there already']),
+    # addresses
+    (
+        changed(REVERSE, announce='{ client = "::7" }'),
+        ['service "dmz".announce.client: ::7 is IPv6, but the service listens on no IPv6 address'],
+    ),
+    (
+        changed(REVERSE, announce='{ server = "0.0.0.0" }'),
+        ['service "dmz".announce.server: 0.0.0.0 is not the address of a host'],
+    ),
+    (
+        changed(REVERSE, source='"::7"'),
+        ['service "dmz".source: ::7 is IPv6, but the service listens on no IPv6 address'],
+    ),
+    (
+        changed(REVERSE, clients='["10.0.0.0/8", "fd00::/8"]'),
+        ['service "dmz".clients[1]: fd00::/8 is IPv6, but the service listens on no such address'],
+    ),
+    # several services
+    (
+        REVERSE + changed(REVERSE, name='"two"'),
+        ['service "two".listen[0]: 192.0.2.1:21 collides with 192.0.2.1:21 of service "dmz"'],
+    ),
+    (
+        REVERSE + changed(REVERSE, name='"two"', listen='["0.0.0.0:21"]'),
+        ['service "two".listen[0]: 0.0.0.0:21 collides with 192.0.2.1:21 of service "dmz"'],
+    ),
+    (
+        REVERSE + changed(REVERSE, listen='["192.0.2.1:22"]'),
+        ['service[1].name: "dmz" is the name of service[0] already'],
+    ),
+    (
+        REVERSE + changed(REVERSE, name='"two"', listen='["192.0.2.1:20021"]'),
+        [
+            'service "dmz".data_ports: contains the port of 192.0.2.1:20021, where "two" listens',
+            'service "two".data_ports: contains the port of 192.0.2.1:20021, where "two" listens',
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD, ids=[each[1][0].split(":")[0] for each in BAD])
+def test_each_mistake_is_named_with_its_place(text: str, expected: list[str]) -> None:
+    if "{}" in expected[0]:  # one problem for each listener
+        expected = [line.format(at) for line, at in zip(expected, ("127.0.0.1:8021", "[::1]:8021"), strict=True)]
+    assert problems(text) == expected
+
+
+def test_all_mistakes_are_reported_together() -> None:
+    text = (
+        changed(FORWARD, mode='"x"', listen="1")
+        + "[service.limits]\nsessions = true\n[log]\nlevel = 1\n"
+        + changed(REVERSE, servers="")
+    )
+    places = [problem.partition(": ")[0] for problem in problems(text)]
+    assert places == [
+        "log.level",
+        'service "lan".mode',
+        'service "lan".listen',
+        'service "lan".limits.sessions',
+        'service "dmz".servers',
+    ]
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "f.toml"
+
+    def reasons() -> list[Problem]:
+        with pytest.raises(ConfigError) as caught:
+            load(file)
+        return caught.value.problems
+
+    assert reasons() == [Problem("", "cannot be read: No such file or directory")]
+    file.write_text('[log]\nlevel = "info\n')
+    (problem,) = reasons()
+    assert problem.where == "line 2, column 14"
+    assert problem.reason.startswith("is not TOML: ")
+    file.write_bytes(b"[log]\n# \xff\n")
+    assert reasons() == [Problem("line 2", "is not UTF-8")]
+    file.write_text(FORWARD)
+    assert load(file) == parse(FORWARD)
+
+
+# -- show -------------------------------------------------------------------------------------------------------------
+
+ports = st.integers(1, 65535)
+times = st.one_of(
+    st.integers(300, 365 * 24 * 3600).map(float),
+    st.integers(300_000, 10**9).map(lambda thousandths: thousandths / 1000),
+)
+
+
+@st.composite
+def services(draw: st.DrawFn, number: int) -> ServiceConfig:
+    mode: Any = draw(st.sampled_from(["forward", "reverse"]))
+    intercept: Any = draw(st.sampled_from(["tproxy", "redirect"] + ["none"] * (mode == "reverse")))
+    versions = draw(st.sampled_from([(4,), (6,), (4, 6)]))
+    hosts = {4: st.ip_addresses(network="10.0.0.0/9"), 6: st.ip_addresses(network="fd00::/16")}
+    networks = {
+        4: st.integers(8, 32).map(lambda length: ip_network(f"10.0.0.0/{length}")),
+        6: st.integers(8, 128).map(lambda length: ip_network(f"fd00::/{length}")),
+    }
+    host = st.one_of([hosts[version] for version in versions])
+    server = {4: "10.128.0.1", 6: "fe00::1"}
+    first = draw(st.integers(20000, 65535))
+    return ServiceConfig(
+        name=f"{draw(st.from_regex(r'[A-Za-z0-9_.-]{0,60}', fullmatch=True))}{number}",
+        mode=mode,
+        listen=tuple(Endpoint(draw(hosts[version]), 8000 + number) for version in versions),
+        intercept=intercept,
+        clients=tuple(draw(st.lists(st.one_of([networks[version] for version in versions]), max_size=3))),
+        servers=tuple(Endpoint(ip_address(server[v]), draw(ports)) for v in versions) if mode == "reverse" else (),
+        data_ports=PortSpan(first, draw(st.integers(first, 65535))),
+        announce=Announce(client=draw(st.none() | host), server=draw(st.none() | host)),
+        source=draw(st.none() | host),
+        active_source_port=draw(st.sampled_from([0, 20])),
+        policy=Policy(
+            min_data_port=draw(ports),
+            deny_data_ports=draw(st.frozensets(ports, max_size=5)),
+            port_address=draw(st.sampled_from(["same", "override"])),
+            require_login=draw(st.booleans()),
+            greeting=draw(st.sampled_from(["strict", "lenient"])),
+            tls=draw(st.sampled_from(["pass", "refuse"])),
+        ),
+        limits=Limits(sessions=draw(st.integers(1)), per_client=draw(st.integers(1))),
+        timeouts=Timeouts(
+            **{each.name: draw(times) for each in attrs.fields(Timeouts) if each.name != "announce"},
+        ),
+    )
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    count = draw(st.integers(1, 3))
+    level: Any = draw(st.sampled_from(["debug", "info", "warning", "error"]))
+    return Config(services=tuple(draw(services(number)) for number in range(count)), log=LogConfig(level=level))
+
+
+@given(configs())
+def test_show_is_read_to_the_same_value(config: Config) -> None:
+    assert parse(show(config)) == config
+
+
+@given(st.recursive(st.integers() | st.booleans() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3)))
+def test_nonsense_raises_the_declared_error_and_no_other(value: object) -> None:
+    def toml(each: object) -> str:
+        if isinstance(each, list):
+            return "[" + ", ".join(map(toml, each)) + "]"
+        if isinstance(each, str):
+            return '"' + "".join(f"\\U{ord(c):08x}" for c in each if not 0xD800 <= ord(c) < 0xE000) + '"'
+        return str(each).lower()
+
+    for key in keys(ServiceTable):
+        try:
+            parse(changed(FORWARD, **{key: toml(value).replace("\\", r"\\")}))
+        except ConfigError:
+            pass
+
+
+# -- documentation ----------------------------------------------------------------------------------------------------
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """The tables of docs/configuration.md: heading, key, default."""
+    found: dict[str, dict[str, str]] = {}
+    for line in (ROOT / "docs" / "configuration.md").read_text().splitlines():
+        if heading := re.fullmatch(r"## (?:`(.*)`|.*)", line):
+            section = found.setdefault(heading[1] or "", {})
+        elif row := re.match(r"\| `(\w+)` \| [^|]+ \| ([^|]+) \|", line):
+            section[row[1]] = row[2].strip()
+    del found[""]  # headings that are not keys
+    return found
+
+
+SUBTABLES = {"policy", "limits", "tls"}
+
+
+def test_every_key_is_documented_and_no_other() -> None:
+    expected = {section: set(keys(table)) for section, table in SECTIONS.items()}
+    expected["[[service]]"] -= SUBTABLES
+    assert {section: set(rows) for section, rows in documented().items()} == expected
+
+
+def test_documented_defaults_are_the_defaults() -> None:
+    # What `show` prints for a file with required keys only is every default.
+    shown = show(parse(changed(REVERSE, servers='["10.0.0.5:21"]')))
+    actual: dict[str, dict[str, str]] = {}
+    for line in shown.splitlines():
+        if line.startswith("["):
+            section = actual.setdefault(line, {})
+        elif line:
+            key, _, value = line.partition(" = ")
+            section[key] = value
+    actual["[[service]]"]["servers"] = "[]"  # required in this mode
+    for heading, rows in documented().items():
+        for key, default in rows.items():
+            if default.startswith("`"):
+                assert actual[heading][key] == default.strip("`"), f"{heading} {key}"
+            else:
+                assert default in {"required", "none", "see below"}
+
+
+def test_required_keys_are_documented_as_such() -> None:
+    required = {each.name for each in attrs.fields(ServiceTable) if each.default is attrs.NOTHING}
+    assert {key for key, default in documented()["[[service]]"].items() if default == "required"} == required
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_valid(example: Path) -> None:
+    load(example)
+
+
+def test_the_messages_of_the_documentation_are_real() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    lines = re.findall(r"^ftpproxy\.toml: (.*)$", text, re.MULTILINE)
+    assert lines
+    bad = changed(FORWARD, listen='["127.0.0.1:8021", "127.0.0.1:8022"]', clients="[]")
+    produced = problems(FORWARD + "[service.limits]\nsesions = 1\n") + problems(bad)
+    assert lines == produced
