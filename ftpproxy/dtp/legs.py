@@ -7,8 +7,9 @@ the listener and the kernel state behind it go away, and whoever sits in its que
 
 A called leg is dialled; refused, unreachable and no answer in time are reported later, never from inside `dial`.
 
-Every socket carries SO_LINGER {1, 0} from before it is connected (an accepted socket inherits it from its listener) to
-the clean end of the path, so its peer sees a reset in every other case: also when this process is killed.
+Every socket carries SO_LINGER {1, 0} from before it is connected to the clean end of the path, so its peer sees a reset
+in every other case: also when this process is killed.  And TCP_NODELAY: what a peer sent at once, such as half of a
+TLS handshake, must not wait here for an acknowledgement.  Accepted sockets inherit both from their listener.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class RelayLeg:
         assert isinstance(self.spec, Await)
         listener = self._gate.listener(self.spec, self._ports)
         self._take(listener.socket, listener.release, self._call_came)
-        sockets.reset_on_close(listener.socket)
+        _prepare(listener.socket)
         self.watch.want(READ)
         return listener.announced
 
@@ -108,7 +109,7 @@ class RelayLeg:
         while True:
             caller = self._gate.caller(self.spec, self._ports)
             self._take(caller.socket, caller.release, self._answer_came)
-            sockets.reset_on_close(caller.socket)
+            _prepare(caller.socket)
             code = caller.socket.connect_ex(self.spec.to.sockaddr())
             tries -= 1
             if code not in BUSY or not tries:
@@ -168,7 +169,6 @@ class RelayLeg:
             if caller.host == self.spec.peer:
                 self._let_go(socket.socket.close)
                 sock.setblocking(False)
-                sockets.reset_on_close(sock)
                 self._take(sock, nothing_to_release, _unexpected)
                 self._now_up()
                 return
@@ -202,6 +202,11 @@ class RelayLeg:
     def _now_up(self) -> None:
         self.up = True
         self._owner.leg_up(self.side)
+
+
+def _prepare(sock: socket.socket) -> None:
+    sockets.reset_on_close(sock)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _unexpected(events: int) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
+import pytest
 import trio
 
 from ftpproxy import sockets
@@ -17,6 +20,7 @@ from ftpproxy.paths import Await, Call, PathSpec, Tally
 from ftpproxy.switchboard import Switchboard
 
 LOOPBACK: dict[int, IPAddress] = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
+MIB = 1 << 20
 PATIENCE = 20
 """Seconds after which a test gives up waiting."""
 
@@ -222,6 +226,23 @@ class Joined:
 
     def __getitem__(self, side: Side) -> trio.socket.SocketType:
         return self.client if side is Side.CLIENT else self.server
+
+
+def refused(at: Endpoint) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket(sockets.family(at.host)) as probe:
+        return probe.connect_ex(at.sockaddr()) == errno.ECONNREFUSED
+
+
+def clean(tally: Tally, *, down: int, up: int) -> bool:
+    """Whether this is the account of a clean end after so many octets."""
+    return (tally.octets_down, tally.octets_up, tally.failed, tally.reason) == (down, up, None, "")
+
+
+both_families = pytest.mark.parametrize("stage", [{"version": 4}, {"version": 6}], ids=["ipv4", "ipv6"], indirect=True)
+both_carriers = pytest.mark.parametrize(
+    "stage", [{"splice_after": None}, {"splice_after": 1}], ids=["copy", "splice"], indirect=True
+)
 
 
 def reset(sock: trio.socket.SocketType) -> None:

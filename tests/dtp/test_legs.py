@@ -1,0 +1,266 @@
+"""How legs come up, on real loopback sockets: listening, calling, strangers, and what fails."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from ftpproxy.dtp.plane import DataPlane, Refused
+from ftpproxy.endpoints import Endpoint, Side
+from ftpproxy.intercept.interceptor import GateError
+from ftpproxy.paths import Call, Direction, PathSpec
+
+from .stage import Owner, Stage, both_families, clean, refused, rest, send
+
+CLIENT, SERVER = Side.CLIENT, Side.SERVER
+FOUR = [(client, server) for client in (False, True) for server in (False, True)]
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """Inside, this process cannot open another descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    plugs = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, hard))
+    try:
+        while True:
+            plugs.append(os.dup(0))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        yield
+    finally:
+        for plug in plugs:
+            os.close(plug)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@both_families
+@pytest.mark.parametrize(("client_called", "server_called"), FOUR)
+async def test_every_pair_of_legs_carries(stage: Stage, client_called: bool, server_called: bool) -> None:
+    """Items 92, 96: active, passive and both conversions are the same two words."""
+    joined = await stage.joined(client_called=client_called, server_called=server_called)
+    joined.path.start(Direction.DOWN)
+    await send(joined.client, b"hello ", end=True)
+    assert await rest(joined.server) == b"hello "
+    await send(joined.server, b"world", end=True)
+    assert await rest(joined.client) == b"world"
+    tally = await joined.owner.end()
+    assert clean(tally, down=5, up=6)
+    assert tally.exact
+    assert tally.seconds >= 0
+
+
+@pytest.mark.parametrize(("client_called", "server_called"), FOUR)
+async def test_every_leg_resets_by_default(stage: Stage, client_called: bool, server_called: bool) -> None:
+    """Accepted sockets inherit it from their listener: there is no moment at which a kill would look like an end."""
+    joined = await stage.joined(client_called=client_called, server_called=server_called)
+    for leg in joined.path._legs.values():
+        assert leg.connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == struct.pack("ii", 1, 0)
+        assert leg.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert not leg.connection.get_inheritable()
+    joined.path.close()
+
+
+async def test_it_is_a_data_plane(stage: Stage) -> None:
+    plane: DataPlane = stage.plane
+    assert plane.name == "relay"
+    assert plane.carries(PathSpec(stage.awaits(), stage.awaits()))
+
+
+async def test_it_listens_before_open_returns(stage: Stage) -> None:
+    """Item 72: installed before it can be announced."""
+    path = stage.open(PathSpec(stage.awaits(), stage.awaits()), Owner())
+    assert path.ready
+    assert set(path.announced) == {CLIENT, SERVER}
+    for at in path.announced.values():
+        assert not refused(at)
+    path.close()
+
+
+async def test_a_closed_path_refuses_its_port(stage: Stage) -> None:
+    """Item 70: what a second PASV replaced cannot be reached any more."""
+    owner = Owner()
+    path = stage.open(PathSpec(stage.awaits(), stage.awaits()), owner)
+    path.close()
+    path.close()
+    for at in path.announced.values():
+        assert refused(at)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not owner.over
+
+
+async def test_the_listener_is_gone_once_its_peer_has_come(stage: Stage) -> None:
+    """Section 2.2: one endpoint is one connection."""
+    owner = Owner()
+    path = stage.open(PathSpec(stage.awaits(), stage.awaits()), owner)
+    await stage.call(path.announced[CLIENT])
+    await owner.is_up(CLIENT)
+    assert refused(path.announced[CLIENT])
+    assert stage.gate.held == 1
+    path.close()
+
+
+async def test_a_server_is_dialled_at_once(stage: Stage) -> None:
+    """A passive path is ready when the server has answered, and not before."""
+    listener, at = await stage.listening()
+    owner = Owner()
+    path = stage.open(PathSpec(stage.awaits(), stage.calls(at)), owner)
+    ready = [path.ready]
+    assert owner.up == []
+    await owner.is_up(SERVER)
+    ready.append(path.ready)
+    assert ready == [False, True]
+    assert set(path.announced) == {CLIENT}
+    path.close()
+    server = await stage.accept(listener)
+    with pytest.raises(ConnectionResetError):
+        await rest(server)
+
+
+async def test_a_client_is_dialled_when_the_server_has_called(stage: Stage) -> None:
+    """Section 2.3: an active client sees our call only after the server's."""
+    listener, at = await stage.listening()
+    owner = Owner()
+    path = stage.open(PathSpec(stage.calls(at), stage.awaits()), owner)
+    assert path.ready
+    await trio.testing.wait_all_tasks_blocked()
+    assert not select.select([listener.fileno()], [], [], 0)[0]
+    await stage.call(path.announced[SERVER])
+    await stage.accept(listener)
+    await owner.is_up(CLIENT)
+    assert owner.up == [SERVER, CLIENT]
+    path.close()
+
+
+async def test_a_refused_server_is_a_failure(stage: Stage) -> None:
+    """Item 99: and it is told later, not from inside open."""
+    listener, at = await stage.listening()
+    listener.close()
+    owner = Owner()
+    path = stage.open(PathSpec(stage.awaits(), stage.calls(at)), owner)
+    assert not owner.over
+    assert "refused" in await owner.failure()
+    assert refused(path.announced[CLIENT])
+
+
+async def test_a_refused_server_resets_the_client(stage: Stage) -> None:
+    """Item 99: the client that has already called sees a reset, not an empty file."""
+    listener, at = await stage.listening()
+    listener.close()
+    owner = Owner()
+    # In the same turn: the client's call is in the queue before the refusal is handled.
+    path = stage.open(PathSpec(stage.awaits(), stage.calls(at)), owner)
+    client = socket.create_connection(path.announced[CLIENT].sockaddr())
+    with client:
+        assert "refused" in await owner.failure()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+async def test_a_call_that_fails_at_once_is_told_later(stage: Stage) -> None:
+    """A connect() that says no immediately must not call the owner from inside open."""
+    unreachable = Call(Endpoint.parse("255.255.255.255:21"), Endpoint(stage.host, 0))
+    owner = Owner()
+    path = stage.open(PathSpec(stage.awaits(), unreachable), owner)
+    assert not owner.over
+    assert not path.ready
+    assert "cannot reach the server at 255.255.255.255:21" in await owner.failure()
+
+
+async def test_a_path_closed_before_its_bad_news_hears_none(stage: Stage) -> None:
+    unreachable = Call(Endpoint.parse("255.255.255.255:21"), Endpoint(stage.host, 0))
+    owner = Owner()
+    stage.open(PathSpec(stage.awaits(), unreachable), owner).close()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not owner.over
+
+
+async def test_a_refused_client_resets_the_server(stage: Stage) -> None:
+    """Section 2.3: active; on failure the server's leg is reset, so that it answers 425/426 itself."""
+    listener, at = await stage.listening()
+    listener.close()
+    owner = Owner()
+    path = stage.open(PathSpec(stage.calls(at), stage.awaits()), owner)
+    assert await stage.turned_away(path.announced[SERVER])
+    assert "refused" in await owner.failure()
+    assert owner.up == [SERVER]
+
+
+async def test_what_the_gate_cannot_do_is_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is left of the leg that did come up."""
+
+    def nothing(leg: Call, ports: object) -> None:
+        raise GateError("no such address")
+
+    monkeypatch.setattr(stage.gate, "caller", nothing)
+    spec = PathSpec(stage.awaits(), stage.calls(Endpoint(stage.host, 1)))
+    assert stage.plane.open(spec, Owner()) == Refused("no such address")
+    assert stage.gate.held == 0
+    # The client's call is made later; then it is a failure.
+    owner = Owner()
+    path = stage.open(PathSpec(stage.calls(Endpoint(stage.host, 1)), stage.awaits()), owner)
+    assert await stage.turned_away(path.announced[SERVER])
+    assert await owner.failure() == "no such address"
+
+
+async def test_no_descriptors_for_a_path(stage: Stage) -> None:
+    with no_descriptors_left():
+        refusal = stage.plane.open(PathSpec(stage.awaits(), stage.awaits()), Owner())
+    assert isinstance(refusal, Refused)
+    stage.plane.close()
+    assert stage.plane.open(PathSpec(stage.awaits(), stage.awaits()), Owner()) == Refused("the relay is closed")
+
+
+async def test_no_descriptors_for_a_call(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """accept(2), EMFILE: the call waits in the queue, the listener survives and does not spin."""
+    owner = Owner()
+    path = stage.open(PathSpec(stage.awaits(), stage.awaits()), owner)
+    client = socket.create_connection(path.announced[CLIENT].sockaddr())  # no await: the board has not seen it yet
+    with no_descriptors_left():
+        stage.board.turn()
+        stage.board.turn()
+    assert [record.getMessage() for record in caplog.records] == ["data.accept"]
+    assert owner.up == []
+    stage.board.sweep_now(stage.board.now)
+    await owner.is_up(CLIENT)
+    path.close()
+    with client, pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
+async def test_a_stranger_is_turned_away(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """Item 132: closed, logged, and the endpoint is not consumed."""
+    caplog.set_level(logging.WARNING)
+    owner = Owner()
+    path = stage.open(PathSpec(stage.awaits(), stage.awaits()), owner)
+    for _ in range(2):
+        assert await stage.turned_away(path.announced[CLIENT], source="127.0.0.2")
+    assert owner.up == []
+    assert [record.getMessage() for record in caplog.records] == ["data.stranger"] * 2
+    assert "127.0.0.2" in str(caplog.records[0].__dict__["fields"]["caller"])
+    await stage.call(path.announced[CLIENT], source="127.0.0.1")
+    await owner.is_up(CLIENT)
+    path.close()
+
+
+async def test_too_many_strangers(stage: Stage) -> None:
+    """Section 6.4: after eight somebody searches the ports."""
+    owner = Owner()
+    path = stage.open(PathSpec(stage.awaits(), stage.awaits()), owner)
+    for _ in range(8):
+        assert await stage.turned_away(path.announced[SERVER], source="127.0.0.2")
+    assert "strangers" in await owner.failure()
+    assert refused(path.announced[SERVER])
