@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftpproxy.config import (
@@ -254,7 +254,10 @@ BAD: list[tuple[str, list[str]]] = [
         changed(FORWARD, name='"a b"'),
         ['service "a b".name: is 1 to 64 of the letters A to Z and a to z, digits, and _ . -'],
     ),
-    (FORWARD + "[service.limits]\nper_client = 0\n", ['service "lan".limits.per_client: is at least 1']),
+    (
+        FORWARD + "[service.limits]\nper_client = 0\n",
+        ['service "lan".limits.per_client: 0 is not a number from 1 to 1000000'],
+    ),
     (
         FORWARD + '[service.limits]\ndata_setup = "29s"\n',
         ['service "lan".limits.data_setup: is at least "30s": less breaks honest peers'],
@@ -458,7 +461,7 @@ def services(draw: st.DrawFn, number: int) -> ServiceConfig:
             greeting=draw(st.sampled_from(["strict", "lenient"])),
             tls=draw(st.sampled_from(["pass", "refuse"])),
         ),
-        limits=Limits(sessions=draw(st.integers(1)), per_client=draw(st.integers(1))),
+        limits=Limits(sessions=draw(st.integers(1, 1_000_000)), per_client=draw(st.integers(1, 1_000_000))),
         timeouts=Timeouts(
             **{each.name: draw(times) for each in attrs.fields(Timeouts) if each.name != "announce"},
         ),
@@ -472,11 +475,13 @@ def configs(draw: st.DrawFn) -> Config:
     return Config(services=tuple(draw(services(number)) for number in range(count)), log=LogConfig(level=level))
 
 
+@settings(deadline=None)
 @given(configs())
 def test_show_is_read_to_the_same_value(config: Config) -> None:
     assert parse(show(config)) == config
 
 
+@settings(deadline=None)
 @given(st.recursive(st.integers() | st.booleans() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3)))
 def test_nonsense_raises_the_declared_error_and_no_other(value: object) -> None:
     def toml(each: object) -> str:

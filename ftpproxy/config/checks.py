@@ -20,6 +20,9 @@ FLOORS = {"idle": 300.0, "data_setup": 30.0}
 """Seconds below which a time breaks honest peers: RFC 1123 section 4.1.3.2 (a server waits five minutes for the next
 command, so must we) and RFC 6384 section 12 (half a minute for a data connection to come up)."""
 
+MOST_SESSIONS = 1_000_000
+"""A session needs descriptors, and the kernel has no more for a process (fs.nr_open)."""
+
 
 def family(host: IPAddress) -> str:
     return f"IPv{host.version}"
@@ -42,8 +45,8 @@ def _numbers(service: ServiceTable) -> Iterator[Found]:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", service.name):
         yield ("name",), "is 1 to 64 of the letters A to Z and a to z, digits, and _ . -"
     for name in ("sessions", "per_client"):
-        if getattr(service.limits, name) < 1:
-            yield ("limits", name), "is at least 1"
+        if not 1 <= getattr(service.limits, name) <= MOST_SESSIONS:
+            yield ("limits", name), f"{getattr(service.limits, name)} is not a number from 1 to {MOST_SESSIONS}"
     for name, floor in FLOORS.items():
         if getattr(service.limits, name) < floor:
             yield ("limits", name), f'is at least "{floor:g}s": less breaks honest peers'
