@@ -1,0 +1,57 @@
+"""The product of deployments, families, servers, clients and modes, and a small part of it that has every pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations, product
+from typing import NamedTuple
+
+from .clients import CLIENTS, Mode
+from .deployments import KINDS
+from .servers import SERVERS
+
+__all__ = ["Combination", "everything", "pairwise", "singles"]
+
+
+class Combination(NamedTuple):
+    """One way in which somebody uses the proxy."""
+
+    deployment: str
+    version: int
+    server: str
+    client: str
+    mode: Mode
+
+    def __str__(self) -> str:
+        return f"{self.deployment}-ipv{self.version}-{self.server}-{self.client}-{self.mode}"
+
+
+def everything() -> list[Combination]:
+    """All combinations that exist; a client may lack a mode."""
+    return [
+        Combination(deployment, version, server, client, mode)
+        for deployment, version, server, client in product(KINDS, (4, 6), SERVERS, CLIENTS)
+        for mode in CLIENTS[client].modes(version)
+    ]
+
+
+def pairwise(rows: Sequence[Combination]) -> list[Combination]:
+    """Rows such that every two values that stand together in a row of `rows` stand together in one of them."""
+    return _cover(rows, 2)
+
+
+def singles(rows: Sequence[Combination]) -> list[Combination]:
+    """Rows such that every value of `rows` is in one of them."""
+    return _cover(rows, 1)
+
+
+def _cover(rows: Sequence[Combination], size: int) -> list[Combination]:
+    """Greedy: the row that adds most, the first of equals, until nothing is missing."""
+    parts = {row: set(combinations(enumerate(row), size)) for row in rows}
+    missing = set().union(*parts.values())
+    chosen = []
+    while missing:
+        best = max(rows, key=lambda row: len(parts[row] & missing))
+        missing -= parts[best]
+        chosen.append(best)
+    return sorted(chosen, key=rows.index)

@@ -1,0 +1,23 @@
+"""Every real server with every real client, in every mode, family and deployment: `make matrix`."""
+
+from __future__ import annotations
+
+import pytest
+
+from .clients import CLIENTS
+from .combinations import Combination, everything
+from .conftest import Deployments
+from .exercise import exercise, transfer_big
+
+pytestmark = [pytest.mark.netns, pytest.mark.matrix]
+
+
+@pytest.mark.parametrize("row", everything(), ids=str)
+def test_transfers(deployments: Deployments, row: Combination) -> None:
+    """Items 77, 81, 83, 92, 95, 97, 101: as in `make test`, 256 MiB each way included."""
+    deployment = deployments[row.deployment]
+    server = deployment.server(row.server)
+    site = deployment.site(row.version)
+    with deployment.explained():
+        exercise(deployment.client, CLIENTS[row.client], row.mode, site, server)
+        transfer_big(deployment.client, CLIENTS[row.client], row.mode, site, server)
