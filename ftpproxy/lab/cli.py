@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -65,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what `args` say.  Returns an exit code: COMMAND's, the demonstration's, or 69 where no lab can be built."""
     demo = args.command == ["demo"]
+    if importlib.util.find_spec("pyftpdlib") is None:
+        print(
+            "ftpproxy lab: its FTP server is pyftpdlib, which is missing: pip install 'ftpproxy[lab]'", file=sys.stderr
+        )
+        return UNAVAILABLE
     try:
         enter_sandbox()
     except LabError as error:

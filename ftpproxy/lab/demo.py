@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..endpoints import Endpoint, parse_address
 from ..sockets import is_ours
@@ -55,7 +55,7 @@ ROWS = (
     Row("passive EPSV", "EPSV", 6),
 )
 
-COLUMNS = {None: "without the proxy", "tproxy": "with it, tproxy", "redirect": "with it, redirect"}
+COLUMNS = {None: "without the proxy", "tproxy": "with it (tproxy)", "redirect": "with it (redirect)"}
 TOPOLOGIES = (Topology.CLIENT_NAT, Topology.SERVER_NAT, Topology.BOTH_NAT)
 
 
@@ -106,8 +106,17 @@ def survey(topology: Topology, intercept: str | None, *, timeout: float = TIMEOU
                 stack.enter_context(Proxy(lab.gateways[side], config)) for side, config in configs(lab, intercept)
             ]
         outcomes = run(lab.client, lab.dialled, server, _transfers(ROWS), timeout=timeout)
+        outcomes = _carried(outcomes, proxies)
         logs = "".join(f"--- {proxy.host.name}\n{proxy.log}" for proxy in proxies)
     return _cells(ROWS, outcomes, lambda row: intercept is not None or not must_fail(topology, row.verb)), logs
+
+
+def _carried(outcomes: Mapping[Transfer, Outcome], proxies: Iterable[Proxy]) -> dict[Transfer, Outcome]:
+    """`outcomes`, or as many failures if not every transfer went through every proxy (TPROXY, for one, fails open)."""
+    whole = sum(outcome.ok for outcome in outcomes.values())
+    if all(proxy.carried(whole) for proxy in proxies):
+        return dict(outcomes)
+    return {transfer: evolve(outcome, ok=False, error="bypassed the proxy") for transfer, outcome in outcomes.items()}
 
 
 def configs(lab: Lab, intercept: str) -> list[tuple[str, str]]:
@@ -171,7 +180,7 @@ def demonstrate() -> int:
 
 
 def _column(topology: Topology, intercept: str | None, title: str) -> str:
-    return "with it at the public address" if topology is Topology.SERVER_NAT and intercept else title
+    return "with it (at the public address)" if topology is Topology.SERVER_NAT and intercept else title
 
 
 def demonstrate_on_loopback(why: str) -> int:
@@ -188,7 +197,8 @@ def demonstrate_on_loopback(why: str) -> int:
         server = stack.enter_context(FtpServer(here, os.urandom(OCTETS), *options))
         config = reverse(map(str, listen.values()), map(str, server.endpoints))
         proxy = stack.enter_context(Proxy(here, config))
-        cells = _cells(rows, run(here, listen, server, _transfers(rows), timeout=TIMEOUT), lambda row: True)
+        outcomes = run(here, listen, server, _transfers(rows), timeout=TIMEOUT)
+        cells = _cells(rows, _carried(outcomes, [proxy]), lambda row: True)
         log = proxy.log
     say()
     _print_table(("mode", "IP", "with the proxy"), [(row.title, f"v{row.version}", str(cells[row])) for row in rows])

@@ -395,7 +395,9 @@ def enter_sandbox() -> None:
     if missing:
         raise LabError(f"the lab needs {' and '.join(missing)}: install iproute2 and nftables")
     probe = f"{PREFIX}-{os.getpid()}-0-probe"
-    script = f"ip netns add {probe} && ip netns exec {probe} nft list ruleset && ip netns delete {probe}"
+    # All that a lab does and that a container may forbid; /proc/sys is often read-only there.
+    inside = "nft list ruleset && echo 1 > /proc/sys/net/ipv4/ip_forward"
+    script = f"ip netns add {probe} && ip netns exec {probe} sh -c '{inside}' && ip netns delete {probe}"
     why = ""
     if os.geteuid() == 0:
         trial = subprocess.run(["sh", "-c", script], text=True, capture_output=True)
@@ -412,4 +414,6 @@ def enter_sandbox() -> None:
             sys.stderr.flush()
             os.execvp("unshare", [*unshare, sys.executable, *sys.orig_argv[1:]])
         why = why or trial.stderr.strip()
-    raise LabError(f"this system does not let us make network namespaces, as root or by unshare -Urnm: {why}")
+    raise LabError(
+        f"this system does not let us make network namespaces, as root or by unshare -Urnm ({why or 'not root'})"
+    )

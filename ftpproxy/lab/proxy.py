@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ __all__ = ["Proxy", "forward", "reverse"]
 
 PATIENCE = 30.0
 """Seconds within which the proxy must listen, and must end when asked to."""
+PATIENCE_FOR_LOG = 5.0
+"""Seconds within which the last lines of the log must be there."""
 LISTEN = "0A"
 """TCP_LISTEN as /proc/net/tcp writes it (proc_pid_net(5), include/net/tcp_states.h)."""
 
@@ -58,6 +61,7 @@ def reverse(listen: Iterable[str], servers: Iterable[str], *more: str) -> str:
     return "\n".join([*lines, *more]) + "\n"
 
 
+_TRANSFER = re.compile(r"^\S+ info transfer ", re.MULTILINE)
 _LOOPBACK = ["127.0.0.1", "[::1]"]
 
 
@@ -106,6 +110,15 @@ class Proxy:
     def log(self) -> str:
         """What the proxy wrote so far."""
         return Path(self.file.parent, "log").read_text()
+
+    def carried(self, transfers: int) -> bool:
+        """Whether it logs that many transfers; waits a moment for the last lines."""
+        deadline = time.monotonic() + PATIENCE_FOR_LOG
+        while len(_TRANSFER.findall(self.log)) < transfers:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
     def command(self, *argv: str) -> str:
         """The output of `ftpproxy ARGV` on its host.  Raises `LabError` if it fails."""

@@ -1,0 +1,142 @@
+"""The demonstration: with the proxy everything works, and it would tell if not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ftpproxy.lab.demo import ROWS, Cell, brief, configs, demonstrate_on_loopback, must_fail, survey
+from ftpproxy.lab.network import Lab, LabError, Topology
+from ftpproxy.lab.peers import Outcome, environment
+from ftpproxy.lab.proxy import Proxy
+
+from .test_network import namespaces
+
+netns = pytest.mark.netns
+root = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces as root")
+
+
+@netns
+@root
+@pytest.mark.parametrize(
+    ("topology", "intercept"),
+    [
+        (Topology.CLIENT_NAT, "tproxy"),
+        (Topology.CLIENT_NAT, "redirect"),
+        (Topology.SERVER_NAT, "tproxy"),
+        (Topology.BOTH_NAT, "tproxy"),
+        (Topology.BOTH_NAT, "redirect"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_with_the_proxy_every_mode_works_through_every_nat(topology: Topology, intercept: str) -> None:
+    cells, logs = survey(topology, intercept)
+    assert {(row.title, row.version): str(cell) for row, cell in cells.items()} == {
+        (row.title, row.version): "ok" for row in ROWS
+    }
+    assert logs.count("--- ") == (2 if topology is Topology.BOTH_NAT else 1)
+
+
+@netns
+def test_without_namespaces_loopback_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demonstrate_on_loopback("No namespaces here.") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("No namespaces here.\n")
+    assert "active PORT                   v4  ok\n" in said
+    assert "cases are as they must be.\n" in said
+
+
+@netns
+@root
+def test_the_gateway_is_left_as_it_was() -> None:
+    with Lab(Topology.CLIENT_NAT) as lab:
+        gateway = lab.gateways["client"]
+
+        def state() -> str:
+            commands = (
+                "nft list tables",
+                "ip rule",
+                "ip -6 rule",
+                "ip route show table all",
+                "ip -6 route show table all",
+            )
+            return gateway.run("sh", "-c", "; ".join(commands)).stdout
+
+        before = state()
+        for intercept in ("tproxy", "redirect"):
+            with Proxy(gateway, configs(lab, intercept)[0][1]):
+                assert state() != before
+            assert state() == before
+
+
+@netns
+@root
+def test_a_proxy_that_is_refused_says_why() -> None:
+    with (
+        Lab(Topology.CLIENT_NAT) as lab,
+        pytest.raises(LabError, match=r"check on client-gateway ended with 78: .*modus"),
+    ):
+        Proxy(lab.gateways["client"], configs(lab, "tproxy")[0][1] + 'modus = "x"\n').__enter__()
+
+
+@netns
+@root
+def test_sigterm_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "ftpproxy", "lab", "--topology", "both", "--", "sh", "-c", "echo up; sleep 1000"]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, text=True, env=environment() | {"TMPDIR": str(tmp_path)}
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        assert len(namespaces(process.pid)) == 4
+        assert list(tmp_path.iterdir()) != []
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+        assert process.stdout.read() == ""  # end of file: nobody who had inherited it is alive
+    assert namespaces(process.pid) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+GOOD = Outcome(True, "", 1, 0.1, "")
+BAD = Outcome(False, "", 0, 5.0, "timed out")
+REFUSED = Outcome(False, "", 0, 0.1, "501 Rejected data connection to foreign address 10.77.1.2:37385.")
+
+
+@pytest.mark.parametrize(
+    ("cell", "as_expected", "text"),
+    [
+        (Cell(GOOD, GOOD, True), True, "ok"),
+        (Cell(BAD, BAD, False), True, "fails: timed out"),
+        (Cell(REFUSED, REFUSED, False), True, "fails: reply 501"),
+        (Cell(GOOD, GOOD, False), False, "ok (UNEXPECTED)"),
+        (Cell(BAD, BAD, True), False, "fails: timed out (UNEXPECTED)"),
+        (Cell(GOOD, BAD, True), False, "only RETR: timed out (UNEXPECTED)"),
+        (Cell(BAD, GOOD, False), False, "only STOR: timed out (UNEXPECTED)"),
+    ],
+)
+def test_a_cell_is_judged(cell: Cell, as_expected: bool, text: str) -> None:
+    assert cell.as_expected is as_expected
+    assert str(cell) == text
+
+
+def test_what_nat_breaks_follows_from_who_calls_whom() -> None:
+    broken = {
+        topology: {verb for verb in ("PORT", "EPRT", "PASV", "EPSV") if must_fail(topology, verb)}
+        for topology in Topology
+    }
+    assert broken == {
+        Topology.CLIENT_NAT: {"PORT", "EPRT"},
+        Topology.SERVER_NAT: {"PASV", "EPSV"},
+        Topology.BOTH_NAT: {"PORT", "EPRT", "PASV", "EPSV"},
+        Topology.PLAIN: set(),
+    }
+
+
+def test_errors_are_told_briefly() -> None:
+    assert brief("[Errno 101] Network is unreachable") == "network is unreachable"
+    assert brief("425 Can't connect.") == "reply 425"
