@@ -117,6 +117,19 @@ async def test_a_reset_after_the_end_of_an_upload_is_a_clean_end(stage: Stage) -
     assert clean(await joined.owner.end(), down=0, up=6)
 
 
+async def test_an_end_that_cannot_be_passed_on_is_no_end(stage: Stage) -> None:
+    """Item 93: the client half-closed, got a part and reset; the server's end of file comes after that."""
+    joined = await stage.joined()
+    joined.path.start(Direction.DOWN)
+    joined.client.shutdown(trio.socket.SHUT_WR)
+    assert await rest(joined.server) == b""
+    await send(joined.server, b"listing")
+    await receive(joined.client, 7)
+    reset(joined.client)
+    joined.server.close()
+    assert (await joined.owner.end()).failed is CLIENT
+
+
 async def test_a_reset_after_the_end_by_one_who_is_owed_something(stage: Stage) -> None:
     """Item 93: the client half-closed, then reset: the download did not arrive."""
     joined = await stage.joined()
