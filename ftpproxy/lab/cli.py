@@ -124,11 +124,13 @@ def _guide(lab: Lab, proxies: dict[str, Proxy]) -> str:
         "",
         f"The server is found at {four} and {six}; user lab, password lab, a file called sample.",
         "",
-        f"  curl    -o /dev/null ftp://{four}/sample        passive",
-        f"  curl -P - -o /dev/null ftp://{four}/sample      active",
-        f"  curl -P - -o /dev/null ftp://[{six}]/sample",
+        f"  curl -o /dev/null ftp://{four}/sample         # passive",
+        f"  curl -P - -o /dev/null ftp://{four}/sample    # active",
+        f"  curl -P - -o /dev/null 'ftp://[{six}]/sample'",
         f"  lftp -e 'set ftp:passive-mode off' -u lab,lab {four}",
     ]
     for proxy in proxies.values():
-        lines += [f"  tail -f {proxy.file.parent}/log      the proxy of {proxy.host.name}; its file is beside it"]
+        lines.append(
+            f"  tail -f {proxy.file.parent}/log    # the proxy on {proxy.host.name}; ftpproxy.toml lies beside"
+        )
     return "\n".join([*lines, "", "You are on the client now. `exit` clears everything away."])
