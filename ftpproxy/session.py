@@ -290,12 +290,12 @@ class Session:
             channel.want(read=needs[side] is Need.DATA and not congested)
 
     def _perform_all(self, interpreter: ProtocolInterpreter) -> dict[Side, Need]:
-        """Until neither side has an action; what is done for one may be what the other waited for."""
+        """Until neither side has an action.  The server first: its reply may be what a held command waits for."""
         needs = {CLIENT: Need.PEER, SERVER: Need.PEER}
         moved = True
         while moved:
             moved = False
-            for side in (CLIENT, SERVER):
+            for side in (SERVER, CLIENT):
                 while not isinstance(action := interpreter.next_action(side), Need):
                     moved = True
                     self._perform(interpreter, action)

@@ -119,7 +119,10 @@ class ProtocolInterpreter:
             self._server_ended = True
 
     def next_action(self, side: Side) -> Action | Need:
-        """What to do next, seen from this side."""
+        """What to do next, seen from this side.
+
+        Ask the server's side before the client's: what the server said may release a command that is held.
+        """
         actions = self._dialogue.actions
         if not actions and not self._over:
             need = self._from_client() if side is CLIENT else self._from_server()
