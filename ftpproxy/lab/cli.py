@@ -11,9 +11,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from .demo import OCTETS, configs, demonstrate, demonstrate_on_loopback, say
-from .network import Lab, LabError, Topology, enter_sandbox, sweep
+from .network import Lab, LabError, Topology, sweep
 from .peers import FtpServer
 from .proxy import Proxy
+from .sandbox import enter_sandbox
 
 __all__ = ["add_arguments", "run"]
 

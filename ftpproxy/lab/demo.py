@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from typing import Protocol
 
 from attrs import evolve, frozen
 
 from ..endpoints import Endpoint, parse_address
 from ..sockets import is_ours
-from .network import Lab, Loopback, Topology
+from .hosts import Loopback
+from .network import Lab, Topology
 from .peers import FtpServer, Outcome, Transfer, run
 from .proxy import Proxy, forward, reverse
 
@@ -28,6 +30,12 @@ __all__ = ["COLUMNS", "ROWS", "Cell", "Row", "demonstrate", "demonstrate_on_loop
 OCTETS = 1 << 20
 TIMEOUT = 5.0
 """Seconds for each step of a client; a call that a firewall drops never comes, however long one waits."""
+
+
+class Carrier(Protocol):
+    """A proxy that knows how many transfers it carried."""
+
+    def carried(self, transfers: int) -> bool: ...
 
 
 @frozen
@@ -49,14 +57,22 @@ ROWS = (
     Row("active PORT", "PORT", 4),
     Row("active EPRT", "EPRT", 4),
     Row("passive PASV", "PASV", 4),
-    Row("passive PASV, address obeyed", "PASV", 4, obey=True),
+    Row("passive PASV, obeyed", "PASV", 4, obey=True),
     Row("passive EPSV", "EPSV", 4),
     Row("active EPRT", "EPRT", 6),
     Row("passive EPSV", "EPSV", 6),
 )
 
-COLUMNS = {None: "without the proxy", "tproxy": "with it (tproxy)", "redirect": "with it (redirect)"}
+COLUMNS = {None: "without proxy", "tproxy": "with (tproxy)", "redirect": "with (redirect)"}
 TOPOLOGIES = (Topology.CLIENT_NAT, Topology.SERVER_NAT, Topology.BOTH_NAT)
+
+EXPLANATION = """\
+NAT on the client's side breaks active mode, on the server's side passive mode:
+those must fail without the proxy, and everything must work with it. "Obeyed"
+is a client that calls the address in the 227; others call the one they dialled.
+With NAT on both sides a proxy runs on both gateways. In front of a server
+nothing is intercepted: there the proxy listens at the public address itself.
+"""
 
 
 @frozen
@@ -85,7 +101,7 @@ def brief(error: str) -> str:
     """An error in a word or two: the code of a reply, or what the system said."""
     if re.match(r"[45]\d\d[ -]", error):
         return f"reply {error[:3]}"
-    return re.sub(r"^\[Errno \d+\] ", "", error)[:24].lower()
+    return re.sub(r"^\[Errno \d+\] (Network is )?", "", error)[:24].lower()
 
 
 def must_fail(topology: Topology, verb: str) -> bool:
@@ -111,7 +127,7 @@ def survey(topology: Topology, intercept: str | None, *, timeout: float = TIMEOU
     return _cells(ROWS, outcomes, lambda row: intercept is not None or not must_fail(topology, row.verb)), logs
 
 
-def _carried(outcomes: Mapping[Transfer, Outcome], proxies: Iterable[Proxy]) -> dict[Transfer, Outcome]:
+def _carried(outcomes: Mapping[Transfer, Outcome], proxies: Iterable[Carrier]) -> dict[Transfer, Outcome]:
     """`outcomes`, or as many failures if not every transfer went through every proxy (TPROXY, for one, fails open)."""
     whole = sum(outcome.ok for outcome in outcomes.values())
     if all(proxy.carried(whole) for proxy in proxies):
@@ -155,7 +171,7 @@ def demonstrate() -> int:
             if intercept == "redirect" and topology is Topology.SERVER_NAT:
                 cells: dict[Row, Cell] = {}  # nothing is intercepted: the proxy has the server's public address
             else:
-                say(f"  {topology}, {_column(topology, intercept, title)} ... ", end="")
+                say(f"  {topology}, {_step(topology, intercept)} ... ", end="")
                 started = time.monotonic()
                 cells, log = survey(topology, intercept)
                 say(_summary(cells.values(), time.monotonic() - started))
@@ -163,24 +179,19 @@ def demonstrate() -> int:
                     logs.append(f"{topology}, {title}:\n{log}")
             for row in ROWS:
                 table.setdefault((topology, row), []).append(cells.get(row))
-    heads = ("", "mode", "IP", *COLUMNS.values())
-    body = [
-        (str(topology), row.title, f"v{row.version}", *("-" if cell is None else str(cell) for cell in cells))
-        for (topology, row), cells in table.items()
-    ]
-    say()
-    _print_table(heads, body)
-    say()
-    say("NAT on the client's side breaks active mode, on the server's side passive mode: those are to fail without the")
-    say(
-        "proxy. With it everything is to work. NAT on both sides has a proxy on both gateways; a server's gateway alone"
-    )
-    say("needs no interception: there the proxy listens at the public address itself.")
+    sections: dict[str, list[tuple[str, ...]]] = {}
+    for (topology, row), found in table.items():
+        line = (row.title, f"v{row.version}", *("-" if cell is None else str(cell) for cell in found))
+        sections.setdefault(str(topology), []).append(line)
+    _print_table(("mode", "IP", *COLUMNS.values()), sections)
+    say(EXPLANATION)
     return _verdict([cell for cells in table.values() for cell in cells if cell is not None], logs)
 
 
-def _column(topology: Topology, intercept: str | None, title: str) -> str:
-    return "with it (at the public address)" if topology is Topology.SERVER_NAT and intercept else title
+def _step(topology: Topology, intercept: str | None) -> str:
+    if intercept is None:
+        return "without the proxy"
+    return f"with the proxy, {'at the public address' if topology is Topology.SERVER_NAT else intercept}"
 
 
 def demonstrate_on_loopback(why: str) -> int:
@@ -200,9 +211,8 @@ def demonstrate_on_loopback(why: str) -> int:
         outcomes = run(here, listen, server, _transfers(rows), timeout=TIMEOUT)
         cells = _cells(rows, _carried(outcomes, [proxy]), lambda row: True)
         log = proxy.log
-    say()
-    _print_table(("mode", "IP", "with the proxy"), [(row.title, f"v{row.version}", str(cells[row])) for row in rows])
-    say()
+    lines = [(row.title, f"v{row.version}", str(cell)) for row, cell in cells.items()]
+    _print_table(("mode", "IP", "with proxy"), {"no NAT, reverse": lines})
     return _verdict(list(cells.values()), [log])
 
 
@@ -233,19 +243,22 @@ def _verdict(cells: list[Cell], logs: list[str]) -> int:
     return 1
 
 
-def _print_table(heads: tuple[str, ...], body: list[tuple[str, ...]]) -> None:
-    widths = [max(len(line[column]) for line in [heads, *body]) for column in range(len(heads))]
+def _print_table(heads: tuple[str, ...], sections: Mapping[str, Iterable[tuple[str, ...]]]) -> None:
+    lines = [heads, *(line for body in sections.values() for line in body)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    rule = "  ".join("-" * width for width in widths)
-    say("  ".join(head.ljust(width) for head, width in zip(heads, widths, strict=True)).rstrip())
-    previous = None
-    for line in body:
-        if line[0] != previous and (previous is None or len(heads) > 3):
-            say(rule)
-        shown = [line[0] if line[0] != previous or len(heads) <= 3 else "", *line[1:]]
-        previous = line[0]
-        padded = [text.ljust(width) for text, width in zip(shown, widths, strict=True)]
-        say("  ".join(_coloured(text) if colour else text for text in padded).rstrip())
+
+    def show(line: tuple[str, ...]) -> None:
+        padded = [text.ljust(width) for text, width in zip(line, widths, strict=True)]
+        say("  " + "  ".join(_coloured(text) if colour else text for text in padded).rstrip())
+
+    say()
+    show(heads)
+    for title, body in sections.items():
+        say(f"{title} ".ljust(sum(widths) + 2 * len(widths), "-"))
+        for line in body:
+            show(line)
+    say()
 
 
 def _coloured(text: str) -> str:

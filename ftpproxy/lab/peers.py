@@ -17,7 +17,7 @@ from typing import Self
 from attrs import frozen
 
 from ..endpoints import Endpoint
-from .network import Host, LabError
+from .hosts import Host, LabError
 
 __all__ = ["FtpServer", "Outcome", "Transfer", "environment", "run"]
 

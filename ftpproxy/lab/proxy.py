@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from ..endpoints import Endpoint
-from .network import DATA_PORTS, Gateway, Host, LabError
+from .hosts import DATA_PORTS, Gateway, Host, LabError
 from .peers import environment
 
 __all__ = ["Proxy", "forward", "reverse"]

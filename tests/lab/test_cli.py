@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from ftpproxy.lab.network import SANDBOX
 from ftpproxy.lab.peers import environment
+from ftpproxy.lab.sandbox import SANDBOX
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces as root")]
 

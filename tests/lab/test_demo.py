@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpproxy.lab.demo import ROWS, Cell, brief, configs, demonstrate_on_loopback, must_fail, survey
+from ftpproxy.lab.demo import ROWS, Cell, _carried, brief, configs, demonstrate_on_loopback, must_fail, survey
 from ftpproxy.lab.network import Lab, LabError, Topology
 from ftpproxy.lab.peers import Outcome, environment
 from ftpproxy.lab.proxy import Proxy
@@ -47,7 +47,7 @@ def test_without_namespaces_loopback_is_shown(capsys: pytest.CaptureFixture[str]
     assert demonstrate_on_loopback("No namespaces here.") == 0
     said = capsys.readouterr().out
     assert said.startswith("No namespaces here.\n")
-    assert "active PORT                   v4  ok\n" in said
+    assert "  active PORT           v4  ok\n" in said
     assert "cases are as they must be.\n" in said
 
 
@@ -124,6 +124,19 @@ def test_a_cell_is_judged(cell: Cell, as_expected: bool, text: str) -> None:
     assert str(cell) == text
 
 
+class Bystander:
+    """A proxy through which only some of the transfers went."""
+
+    def carried(self, transfers: int) -> bool:
+        return transfers <= 1
+
+
+def test_what_went_past_the_proxy_does_not_count() -> None:
+    down, up = ROWS[0].transfers()
+    assert not any(outcome.ok for outcome in _carried({down: GOOD, up: GOOD}, [Bystander()]).values())
+    assert _carried({down: GOOD, up: BAD}, [Bystander()]) == {down: GOOD, up: BAD}
+
+
 def test_what_nat_breaks_follows_from_who_calls_whom() -> None:
     broken = {
         topology: {verb for verb in ("PORT", "EPRT", "PASV", "EPSV") if must_fail(topology, verb)}
@@ -138,5 +151,5 @@ def test_what_nat_breaks_follows_from_who_calls_whom() -> None:
 
 
 def test_errors_are_told_briefly() -> None:
-    assert brief("[Errno 101] Network is unreachable") == "network is unreachable"
+    assert brief("[Errno 101] Network is unreachable") == "unreachable"
     assert brief("425 Can't connect.") == "reply 425"

@@ -1,0 +1,173 @@
+"""The machines of the lab: a host is a namespace with interfaces, a gateway one with NAT and a firewall besides."""
+
+from __future__ import annotations
+
+import subprocess
+from ipaddress import ip_interface
+from typing import Any
+
+from attrs import define, field, frozen
+
+__all__ = ["DATA_PORTS", "Gateway", "Host", "Interface", "LabError", "Loopback"]
+
+DATA_PORTS = "20000-29999"
+"""What a gateway's firewall lets in for the proxy, beside port 21."""
+
+
+class LabError(Exception):
+    """The lab cannot be built or used here; the text says what failed and what the system said."""
+
+
+@frozen
+class Interface:
+    """An interface with its addresses, one of each family, and the gateway behind it if there is one."""
+
+    name: str
+    ipv4: str
+    ipv6: str
+    via: tuple[str, ...] = ()
+    """Next hops of default routes."""
+
+    def address(self, version: int) -> str:
+        return str(ip_interface(self.ipv4 if version == 4 else self.ipv6).ip)
+
+    def network(self, version: int) -> str:
+        return str(ip_interface(self.ipv4 if version == 4 else self.ipv6).network)
+
+
+@define(eq=False)
+class Host:
+    """A machine of the lab: one namespace."""
+
+    name: str
+    """`client`, `server`, `client-gateway` or `server-gateway`."""
+    namespace: str
+    interfaces: tuple[Interface, ...]
+    children: list[subprocess.Popen[Any]] = field(factory=list, repr=False)
+
+    def address(self, version: int) -> str:
+        """Its IPv4 (4) or IPv6 (6) address; of a gateway the one outside."""
+        return self.interfaces[-1].address(version)
+
+    def command(self, *argv: str) -> list[str]:
+        """`argv` as a command to be run on this host, for any way of starting processes (ip-netns(8))."""
+        return ["ip", "netns", "exec", self.namespace, *argv]
+
+    def run(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """`subprocess.run` on this host: text, output captured, unless `options` say otherwise."""
+        if "stdout" not in options and "stderr" not in options:
+            options.setdefault("capture_output", True)
+        options.setdefault("text", True)
+        completed: subprocess.CompletedProcess[str] = subprocess.run(self.command(*argv), **options)
+        return completed
+
+    def popen(self, *argv: str, **options: Any) -> subprocess.Popen[str]:
+        """`subprocess.Popen` on this host, in text.  It is killed when the lab ends, if not before."""
+        options.setdefault("text", True)
+        child: subprocess.Popen[str] = subprocess.Popen(self.command(*argv), **options)
+        self.children.append(child)
+        return child
+
+    def set_up(self) -> None:
+        """Addresses, routes and kernel settings.  Raises `LabError`."""
+        lines = ["for dad in /proc/sys/net/ipv6/conf/*/accept_dad; do echo 0 > $dad; done"]
+        if isinstance(self, Gateway):
+            lines += [
+                "echo 1 > /proc/sys/net/ipv4/ip_forward",
+                "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
+            ]
+        lines += ["ip -batch - <<'END'", "link set lo up"]
+        for interface in self.interfaces:
+            lines += [
+                f"address add {interface.ipv4} dev {interface.name}",
+                f"address add {interface.ipv6} dev {interface.name} nodad",
+                f"link set {interface.name} up",
+                *(f"route add default via {hop} dev {interface.name}" for hop in interface.via),
+            ]
+        lines.append("END")
+        self._sh("\n".join(lines))
+
+    def _sh(self, script: str) -> None:
+        done = self.run("sh", "-e", input=script)
+        if done.returncode or done.stderr:
+            raise LabError(f"setting up {self.name} failed: {done.stderr.strip()}")
+
+
+@define(eq=False)
+class Gateway(Host):
+    """A router between `lan` (the first interface) and `wan` (the last), with its administrator's nftables."""
+
+    nat: bool = True
+    inward: Interface | None = None
+    """The server to which port 21 is mapped."""
+
+    def inside_address(self, version: int) -> str:
+        """Its address on `lan`."""
+        return self.interfaces[0].address(version)
+
+    def inside_network(self, version: int) -> str:
+        """The network on `lan`, as `10.77.1.0/24`."""
+        return self.interfaces[0].network(version)
+
+    def ruleset(self, *, proxied: bool = False, data_ports: str = DATA_PORTS) -> str:
+        """The administrator's nftables; with `proxied`, as he changes them when the proxy moves in."""
+        if not self.nat:
+            return ""
+        mapped, welcome = "", ""
+        if self.inward is not None and not proxied:
+            mapped = f"""
+        meta nfproto ipv4 iifname "wan" tcp dport 21 dnat ip to {self.inward.address(4)}
+        meta nfproto ipv6 iifname "wan" tcp dport 21 dnat ip6 to {self.inward.address(6)}"""
+        if proxied:
+            ports = f"21, {data_ports}" if self.inward is not None else data_ports
+            welcome = f"""
+        iifname "wan" tcp dport {{ {ports} }} accept"""
+        return f"""
+table inet nat {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat; policy accept;{mapped}
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname "wan" masquerade
+    }}
+}}
+table inet filter {{
+    chain input {{
+        type filter hook input priority filter; policy drop;
+        ct state established,related accept
+        iifname {{ "lo", "lan" }} accept
+        meta l4proto {{ icmp, ipv6-icmp }} accept{welcome}
+    }}
+    chain forward {{
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+        iifname "lan" accept
+        ct status dnat accept
+    }}
+}}
+"""
+
+    def set_up(self) -> None:
+        super().set_up()
+        self._load(self.ruleset())
+
+    def make_way(self, data_ports: str = DATA_PORTS) -> None:
+        """Change the administrator's tables as the proxy needs them: no port 21 mapped inward, `data_ports` let in."""
+        emptied = "".join(f"table inet {name}\ndelete table inet {name}\n" for name in ("nat", "filter"))
+        if self.nat:
+            self._load(emptied + self.ruleset(proxied=True, data_ports=data_ports))
+
+    def _load(self, ruleset: str) -> None:
+        if ruleset:
+            self._sh(f"nft -f - <<'END'\n{ruleset}\nEND\n")
+
+
+class Loopback(Host):
+    """This machine as it is, for where no namespaces can be had: commands run here."""
+
+    def __init__(self) -> None:
+        super().__init__("this machine", "", (Interface("lo", "127.0.0.1/8", "::1/128"),))
+
+    def command(self, *argv: str) -> list[str]:
+        return list(argv)
