@@ -161,7 +161,7 @@ class Lab:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:
                 self._signals[number] = signal.signal(number, _unwind)
-        self._signals[signal.SIGINT] = signal.getsignal(signal.SIGINT)  # which unwinds the stack already
+        self._signals[signal.SIGINT] = signal.getsignal(signal.SIGINT) or signal.SIG_DFL  # which unwinds already
 
 
 def _unwind(number: int, frame: FrameType | None) -> NoReturn:
