@@ -247,3 +247,4 @@ class Server:
         self._listeners.clear()
         for session in self.sessions:
             session.dismiss("The service is shutting down.")
+            session.close()

@@ -266,6 +266,13 @@ class Session:
             pass  # the client is gone as well
         self._end(text)
 
+    def close(self) -> None:
+        """End it now, whatever is unsent."""
+        self._end("closed")
+        for carried in list(self._carried.values()):
+            self._drop(carried)
+        self._close_channels()
+
     def crashed(self, error: Exception) -> None:
         """Something in here went wrong; the switchboard has logged it."""
         self._end(f"internal error: {type(error).__name__}")

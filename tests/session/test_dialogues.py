@@ -1,0 +1,198 @@
+"""Every dialogue script against a whole session: real sockets on loopback, and a plane that the script plays."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from ftpproxy.dtp.plane import PathOwner, Refused
+from ftpproxy.endpoints import Endpoint, Side
+from ftpproxy.paths import Direction, PathSpec
+from ftpproxy.pi.actions import Timer
+from ftpproxy.pi.policy import Timeouts
+from ftpproxy.session import Session, Terms
+from ftpproxy.switchboard import Switchboard
+
+from .. import script as scripts
+
+PATIENCE = 5.0
+SIDES = {"C": Side.CLIENT, "S": Side.SERVER}
+
+
+class ScriptedPath:
+    def __init__(self, owner: PathOwner, announced: Mapping[Side, Endpoint], ready: bool, asked: list[str]) -> None:
+        self.owner = owner
+        self.announced = announced
+        self.ready = ready
+        self._asked = asked
+
+    def start(self, direction: Direction) -> None:
+        self._asked.append(f"start {direction}")
+
+    def close(self) -> None:
+        self._asked.append("close")
+
+
+class ScriptedPlane:
+    """Answers each `open` with the script's next `opened` or `refused`."""
+
+    name = "scripted"
+
+    def __init__(self, lines: list[scripts.Line]) -> None:
+        self._answers = iter([line for line in lines if line.word in ("opened", "refused")])
+        self.asked: list[str] = []
+        self.path: ScriptedPath | None = None
+
+    def carries(self, spec: PathSpec) -> bool:
+        return True
+
+    def open(self, spec: PathSpec, owner: PathOwner) -> ScriptedPath | Refused:
+        self.asked.append("open " + scripts.spec(spec))
+        answer = next(self._answers)
+        if answer.word == "refused":
+            return Refused("as the script says")
+        self.path = ScriptedPath(owner, *scripts.opened(answer), self.asked)
+        return self.path
+
+    def close(self) -> None: ...
+
+
+class Stage:
+    """A session between two loopback sockets.  The route's addresses are the script's; only the wires are ours."""
+
+    def __init__(self, script: scripts.Script, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.board = Switchboard()
+        self.plane = ScriptedPlane(script.lines)
+        self.ended: list[Session] = []
+        listener = socket.create_server(("127.0.0.1", 0))
+        client = socket.create_connection(listener.getsockname())
+        here, _ = listener.accept()
+        # The session calls a loopback listener but believes the addresses of the script.
+        monkeypatch.setattr("ftpproxy.session.Route", lambda *_: script.route)
+        self.session = Session(
+            1,
+            here,
+            client=script.route.client,
+            orig_server=script.route.orig_server,
+            server=Endpoint.from_sockaddr(listener.getsockname()),
+            terms=Terms(
+                service="test",
+                policy=script.policy,
+                timeouts=Timeouts(),
+                planes=[self.plane],
+                **script.terms,
+            ),
+            board=self.board,
+            ended=self.ended.append,
+        )
+        server, _ = listener.accept()
+        listener.close()
+        self.peers = {Side.CLIENT: client, Side.SERVER: server}
+        self.said = {side: bytearray() for side in Side}
+        self.closed = dict.fromkeys(Side, False)
+        for peer in self.peers.values():
+            peer.setblocking(False)
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.settle()
+
+    def settle(self) -> None:
+        """Turn the board until nothing happens any more."""
+        idle = 0
+        while idle < 2:
+            ready, _, _ = select.select([self.board.selector.fileno(), *self.open_peers()], [], [], 0.002)
+            idle = 0 if ready else idle + 1
+            self.board.turn()
+            self.listen()
+
+    def open_peers(self) -> list[int]:
+        return [peer.fileno() for side, peer in self.peers.items() if not self.closed[side]]
+
+    def listen(self) -> None:
+        for side, peer in self.peers.items():
+            try:
+                octets = peer.recv(65536)
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:
+                octets = b""
+            self.said[side] += octets
+            self.closed[side] = not octets
+
+    def take_line(self, side: Side) -> str:
+        deadline = time.monotonic() + PATIENCE
+        while b"\n" not in self.said[side] and time.monotonic() < deadline:
+            self.settle()
+        line, end, rest = bytes(self.said[side]).partition(b"\r\n")
+        assert end, f"the {side} received nothing more than {line!r}"
+        self.said[side][:] = rest
+        return line.decode("latin-1")
+
+    def take_asked(self) -> str:
+        deadline = time.monotonic() + PATIENCE
+        while not self.plane.asked and time.monotonic() < deadline:
+            self.settle()
+        assert self.plane.asked, "nothing was asked of the plane"
+        return self.plane.asked.pop(0)
+
+    def close(self) -> None:
+        self.session.dismiss("the test is over")
+        for peer in self.peers.values():
+            peer.close()
+        self.board.close()
+
+    def play(self, line: scripts.Line) -> None:
+        word = line.word
+        side = SIDES.get(word[:1])
+        if side and word[1:] in (":", "*"):
+            self.peers[side].send(scripts.octets(line))
+        elif side and word[1:] == ".":
+            self.peers[side].shutdown(socket.SHUT_WR)
+        elif side and word[1:] == ">":
+            assert self.take_line(side) == line.rest
+        elif word == "open":
+            assert self.take_asked() == f"open {line.rest}"
+        elif word == "start":
+            assert self.take_asked() == "start " + line.rest.split()[0]
+        elif word == "drop":
+            assert self.take_asked() == "close"
+        elif word in ("connected", "failed"):
+            path = self.plane.path
+            assert path is not None
+            if word == "failed":
+                path.owner.failed(path, "as the script says")
+            else:
+                path.owner.connected(path, Side(line.rest))
+        elif word == "timer":
+            self.session._deadlines = {Timer(line.rest): self.board.now}
+            self.session.sweep(self.board.now)
+        elif word == "hangup":
+            deadline = time.monotonic() + PATIENCE
+            while not self.session.over and time.monotonic() < deadline:
+                self.settle()
+            assert self.session.over
+            while self.plane.asked[:1] == ["close"]:
+                self.plane.asked.pop(0)
+        self.settle()
+
+
+@pytest.fixture
+def stage(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    stage = Stage(scripts.read(path), monkeypatch)
+    yield stage
+    stage.close()
+
+
+@pytest.mark.parametrize("path", scripts.DIALOGUES, ids=lambda path: path.stem)
+def test_dialogue(path: Path, stage: Stage) -> None:
+    for line in scripts.read(path).lines:
+        try:
+            stage.play(line)
+        except AssertionError as error:
+            raise AssertionError(f"{path.name}:{line.number}: {error}") from error
+    assert not stage.plane.asked
+    assert not any(stage.said.values()), stage.said
