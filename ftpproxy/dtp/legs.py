@@ -105,16 +105,16 @@ class RelayLeg:
     def dial(self) -> None:
         """Call the peer.  Raises `GateError` and `OSError` for want of a socket; a failed call is reported later."""
         assert isinstance(self.spec, Call)
-        tries = DIALS if self.spec.source.port == ANY_PORT else 1
-        while True:
-            caller = self._gate.caller(self.spec, self._ports)
+        call = self.spec
+        for tries_left in reversed(range(DIALS)):
+            caller = self._gate.caller(call, self._ports)
             self._take(caller.socket, caller.release, self._answer_came)
             _prepare(caller.socket)
-            code = caller.socket.connect_ex(self.spec.to.sockaddr())
-            tries -= 1
-            if code not in BUSY or not tries:
+            code = caller.socket.connect_ex(call.to.sockaddr())
+            if code not in BUSY or not tries_left:
                 break
             self._let_go(sockets.close_with_reset)
+            call = Call(call.to, call.source.at(ANY_PORT))  # port 20 is a courtesy, the connection is not
         if code in (0, errno.EINPROGRESS):
             self.dialled_at = self._board.now
             self.watch.want(WRITE)

@@ -199,6 +199,28 @@ async def test_a_refused_client_resets_the_server(stage: Stage) -> None:
     assert owner.up == [SERVER]
 
 
+async def test_a_pinned_source_port_that_is_busy_gives_way(stage: Stage) -> None:
+    """Item 85: port 20 is a courtesy; where the pair of endpoints is in use, another port calls."""
+    listener, at = await stage.listening()
+    with socket.socket() as probe:
+        probe.bind((str(stage.host), 0))
+        pinned = Endpoint.from_sockaddr(probe.getsockname())
+    paths, callers = [], []
+    for _ in range(2):
+        owner = Owner()
+        path = stage.open(PathSpec(Call(at, pinned), stage.awaits()), owner)
+        await stage.call(path.announced[SERVER])
+        await owner.is_up(CLIENT, SERVER)
+        client = await stage.accept(listener)
+        callers.append(Endpoint.from_sockaddr(client.getpeername()))
+        paths.append(path)
+    for path in paths:
+        path.close()
+    assert callers[0] == pinned
+    assert callers[1].host == pinned.host
+    assert callers[1] != pinned
+
+
 async def test_what_the_gate_cannot_do_is_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is left of the leg that did come up."""
 
