@@ -116,7 +116,8 @@ def _gate(config: ServiceConfig, elements: netfilter.Elements | None) -> Gate:
         return TproxyGate()
     if config.intercept == "redirect":
         assert elements is not None
-        return RedirectGate(elements)
+        # An element must outlive the longest that a data connection may take to come up.
+        return RedirectGate(elements, seconds=max(netfilter.ELEMENT_SECONDS, 2 * config.timeouts.data_setup))
     return DirectGate()
 
 
