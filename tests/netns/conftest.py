@@ -60,17 +60,20 @@ class Deployments:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._built: dict[str, Deployment] = {}
+        self._built: dict[tuple[str, str], Deployment] = {}
+        self._used: set[tuple[str, str]] = set()
 
-    def __getitem__(self, kind: str) -> Deployment:
-        if kind not in self._built:
-            self._built[kind] = self._stack.enter_context(Deployment(kind))
-        return self._built[kind]
+    def __call__(self, kind: str, server: str = "vsftpd") -> Deployment:
+        if (kind, server) not in self._built:
+            self._built[kind, server] = self._stack.enter_context(Deployment(kind, server))
+        self._used.add((kind, server))
+        return self._built[kind, server]
 
     def check(self) -> None:
-        """Hold every deployment against what it was before the first client."""
-        for deployment in self._built.values():
-            deployment.check_nothing_left()
+        """Hold the deployments that the test used against what they were before the first client."""
+        used, self._used = self._used, set()
+        for each in sorted(used):
+            self._built[each].check_nothing_left()
 
     def close(self) -> None:
         self._stack.close()

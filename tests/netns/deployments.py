@@ -47,10 +47,15 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 class Deployment:
-    """A lab of one kind with the proxy on its gateway; `more` are further lines of the proxy's `[[service]]`."""
+    """A lab of one kind, the proxy on its gateway, and one server.
 
-    def __init__(self, kind: str, *more: str) -> None:
+    Another server gets another lab: vsftpd, at whose port 20 another program left a connection in TIME_WAIT, dies.
+    """
+
+    def __init__(self, kind: str, server: str | None, *more: str) -> None:
+        """`kind` of `KINDS`; `server` of `SERVERS` or none at all; `more` lines for the proxy's `[[service]]`."""
         self.kind = kind
+        self._server_name = server
         self._more = more
         self._stack = ExitStack()
         self._server: FtpServer | None = None
@@ -72,7 +77,8 @@ class Deployment:
                 self.lab = stack.enter_context(Lab(Topology.CLIENT_NAT))
                 self.gateway = self.lab.gateways["client"]
                 config = forward(self.gateway, self.kind, *self._more)
-            stack.callback(self._stop_server)
+            if self._server_name is not None:
+                self._server = stack.enter_context(FtpServer(self._server_name, self.lab.server))
             self.proxy = stack.enter_context(Proxy(self.gateway, config))
             self.before = state(self.gateway)
             self._stack = stack.pop_all()
@@ -93,17 +99,10 @@ class Deployment:
         """The address that the server sees: the gateway's on the server's side."""
         return self.gateway.inside_address(version) if self.kind == "reverse" else self.gateway.address(version)
 
-    def server(self, name: str) -> FtpServer:
-        """The server `name`; the one that ran before is stopped."""
-        if self._server is None or self._server.name != name:
-            self._stop_server()
-            self._server = FtpServer(name, self.lab.server)
+    @property
+    def server(self) -> FtpServer:
+        assert self._server is not None
         return self._server
-
-    def _stop_server(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
 
     def check_nothing_left(self) -> None:
         """The gateway is as before the first client; connections that are being closed get a moment."""

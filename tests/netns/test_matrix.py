@@ -15,9 +15,8 @@ pytestmark = [pytest.mark.netns, pytest.mark.matrix]
 @pytest.mark.parametrize("row", everything(), ids=str)
 def test_transfers(deployments: Deployments, row: Combination) -> None:
     """Items 77, 81, 83, 92, 95, 97, 101: as in `make test`, 256 MiB each way included."""
-    deployment = deployments[row.deployment]
-    server = deployment.server(row.server)
+    deployment = deployments(row.deployment, row.server)
     site = deployment.site(row.version)
     with deployment.explained():
-        exercise(deployment.client, CLIENTS[row.client], row.mode, site, server)
-        transfer_big(deployment.client, CLIENTS[row.client], row.mode, site, server)
+        exercise(deployment.client, CLIENTS[row.client], row.mode, site, deployment.server)
+        transfer_big(deployment.client, CLIENTS[row.client], row.mode, site, deployment.server)

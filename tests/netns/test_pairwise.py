@@ -26,16 +26,14 @@ def test_every_pair_is_there() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_transfers(deployments: Deployments, row: Combination) -> None:
     """Items 77, 81, 83, 95, 97: list, get, put, resume, ten in a session and two sessions at once, by checksum."""
-    deployment = deployments[row.deployment]
-    server = deployment.server(row.server)
+    deployment = deployments(row.deployment, row.server)
     with deployment.explained():
-        exercise(deployment.client, CLIENTS[row.client], row.mode, deployment.site(row.version), server)
+        exercise(deployment.client, CLIENTS[row.client], row.mode, deployment.site(row.version), deployment.server)
 
 
 @pytest.mark.parametrize("row", singles(ROWS), ids=str)
 def test_large_files(deployments: Deployments, row: Combination) -> None:
     """Items 92, 101: 256 MiB each way arrive as they were."""
-    deployment = deployments[row.deployment]
-    server = deployment.server(row.server)
+    deployment = deployments(row.deployment, row.server)
     with deployment.explained():
-        transfer_big(deployment.client, CLIENTS[row.client], row.mode, deployment.site(row.version), server)
+        transfer_big(deployment.client, CLIENTS[row.client], row.mode, deployment.site(row.version), deployment.server)
