@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ftpproxy import __version__
+
 __all__ = ["facts"]
 
 
@@ -45,7 +47,7 @@ def facts() -> dict[str, object]:
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
         "trio": _version("trio"),
-        "ftpproxy": _version("ftpproxy"),
+        "ftpproxy": __version__,
         "gcc": compiler.splitlines()[0] if compiler else None,
         "commit": _said("git", "rev-parse", "HEAD"),
         "modified": bool(_said("git", "status", "--porcelain", "--", "../ftpproxy", ".")),
