@@ -1,0 +1,42 @@
+"""Every item of the protocol checklist that is built is named by a test: `Item 41: ...` or `Items 41, 42: ...`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+BUILT = {
+    *range(1, 5),
+    *range(22, 25),
+    27,
+    *range(29, 37),
+    *range(41, 46),
+    *range(57, 68),
+    *range(70, 76),
+    77,
+    *range(80, 88),
+    *range(92, 98),
+    *range(99, 102),
+    *range(130, 135),
+    142,
+    143,
+}
+_MENTION = re.compile(r"\bItems? (\d+(?:(?:, | and |-)\d+)*)")
+
+
+def mentions(text: str) -> set[int]:
+    items: set[int] = set()
+    for match in _MENTION.finditer(text):
+        for part in re.split(r", | and ", match[1]):
+            first, _, last = part.partition("-")
+            items |= set(range(int(first), int(last or first) + 1))
+    return items
+
+
+def test_every_item_is_named_by_a_test() -> None:
+    named: set[int] = set()
+    for path in [*TESTS.rglob("test_*.py"), *TESTS.joinpath("dialogues").glob("*.txt")]:
+        if path != Path(__file__):
+            named |= mentions(path.read_text())
+    assert sorted(BUILT - named) == []
