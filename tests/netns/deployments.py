@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -103,6 +104,10 @@ class Deployment:
     def server(self) -> FtpServer:
         assert self._server is not None
         return self._server
+
+    def ended(self, since: int) -> list[int]:
+        """How many transfers each session had that ended after the first `since` characters of the proxy's log."""
+        return [int(count) for count in re.findall(r" session\.close .* transfers=(\d+)", self.proxy.log[since:])]
 
     def check_nothing_left(self) -> None:
         """The gateway is as before the first client; connections that are being closed get a moment."""

@@ -89,9 +89,12 @@ class Control:
             lines.append(line.decode().rstrip("\r\n"))
         return Reply(int(lines[0][:3]), "\n".join(lines))
 
+    def send(self, line: str) -> None:
+        self.socket.sendall(line.encode() + b"\r\n")
+
     def say(self, line: str, *expected: int) -> Reply:
         """Send `line` and return its reply, which must have one of the codes `expected` where any are given."""
-        self.socket.sendall(line.encode() + b"\r\n")
+        self.send(line)
         reply = self.reply()
         assert not expected or reply.code in expected, f"{line}: {reply.text}"
         return reply

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .clients import Client, Mode, Site, complete
-from .servers import UID, FtpServer, Host, roomy_directory
+from .clients import Client, Mode, complete
+from .deployments import Deployment, until
+from .servers import UID, FtpServer, roomy_directory
 
 __all__ = ["BIG", "SIZES", "exercise", "scratch", "transfer_big"]
 
@@ -75,8 +76,13 @@ def same(sums: dict[str, str], place: Path) -> None:
     assert {name: checksum(place / name) for name in sums} == sums
 
 
-def exercise(host: Host, client: Client, mode: Mode, site: Site, server: FtpServer) -> None:
-    """List, get, put, resume, ten transfers in one session, two sessions at once; each by checksum."""
+def exercise(deployment: Deployment, client: Client, mode: Mode, version: int) -> None:
+    """List, get, put, resume, ten transfers in one session, two sessions at once; each by checksum.
+
+    The proxy's log must show that every session went through it, and that ten transfers were one session.
+    """
+    host, server, site = deployment.client, deployment.server, deployment.site(version)
+    logged = len(deployment.proxy.log)
     with folder(server, "down") as down, scratch() as local:
         sums = {name: make(down / name, size) for name, size in SIZES.items()}
 
@@ -108,9 +114,16 @@ def exercise(host: Host, client: Client, mode: Mode, site: Site, server: FtpServ
         same(sums, local)
         same(sums, other)
 
+    until(lambda: len(deployment.ended(logged)) >= 8 + client.uploads, "all sessions were the proxy's")
+    transfers = deployment.ended(logged)
+    assert len(transfers) == 8 + client.uploads, "more sessions than there were clients"
+    assert len([count for count in transfers if count >= TEN]) == 3
 
-def transfer_big(host: Host, client: Client, mode: Mode, site: Site, server: FtpServer, size: int = BIG) -> None:
+
+def transfer_big(deployment: Deployment, client: Client, mode: Mode, version: int, size: int = BIG) -> None:
     """A large file down and, where the client can, up again."""
+    host, server, site = deployment.client, deployment.server, deployment.site(version)
+    logged = len(deployment.proxy.log)
     with folder(server, "big") as big, scratch() as local:
         sums = {"big": make(big / "big", size)}
         complete(host, client.get(site, mode, "big", ["big"], local))
@@ -119,3 +132,4 @@ def transfer_big(host: Host, client: Client, mode: Mode, site: Site, server: Ftp
             (big / "big").unlink()
             complete(host, client.put(site, mode, [local / "big"], "big"))
             same(sums, big)
+    until(lambda: len(deployment.ended(logged)) == 1 + client.uploads, "all sessions were the proxy's")

@@ -163,9 +163,10 @@ SERVERS: Mapping[str, Callable[[Path, Path], Launch]] = {
 class FtpServer:
     """One server on port 21 of `host`, IPv4 and IPv6.  A context manager; `files` is what its login sees as `/`."""
 
-    def __init__(self, name: str, host: Host) -> None:
+    def __init__(self, name: str, host: Host, *flags: str) -> None:
         """Start `name`, one of `SERVERS`, and wait until it greets.  Raises `PeerMissing`, `RuntimeError`."""
         self.name = name
+        self._flags = flags
         self._host = host
         self._place = roomy_directory()
         self.files = self._place / "files"
@@ -181,7 +182,7 @@ class FtpServer:
         os.chown(self.files, UID, UID)
         launch = SERVERS[self.name](self._place, self.files)
         script = self._place / "start"
-        script.write_text(_script(self._place, launch))
+        script.write_text(_script(self._place, launch, self._flags))
         with (self._place / "output").open("wb") as output:
             self._process = subprocess.Popen(
                 self._host.command("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", str(script)),
@@ -214,7 +215,7 @@ class FtpServer:
         self.close()
 
 
-def _script(place: Path, launch: Launch) -> str:
+def _script(place: Path, launch: Launch, flags: Sequence[str]) -> str:
     """Shell lines that dress the mount namespace and become the server."""
     etc = {
         "passwd": Path("/etc/passwd").read_text() + f"{USER}:x:{UID}:{UID}::{place / 'files'}:/bin/sh\n",
@@ -231,4 +232,4 @@ def _script(place: Path, launch: Launch) -> str:
     for entry in sorted(folder.iterdir()):
         lines += [f"[ -e /etc/{entry.name} ] && mount --bind {entry} $(readlink -f /etc/{entry.name})"]
     # Not `exec`: the shell is process 1 of the namespace and reaps the orphans there, at which vsftpd would die.
-    return "\n".join([*lines, "set +e", " ".join(launch.argv), "exit $?", ""])
+    return "\n".join([*lines, "set +e", " ".join([*launch.argv, *flags]), "exit $?", ""])

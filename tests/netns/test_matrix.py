@@ -16,7 +16,6 @@ pytestmark = [pytest.mark.netns, pytest.mark.matrix]
 def test_transfers(deployments: Deployments, row: Combination) -> None:
     """Items 77, 81, 83, 92, 95, 97, 101: as in `make test`, 256 MiB each way included."""
     deployment = deployments(row.deployment, row.server)
-    site = deployment.site(row.version)
     with deployment.explained():
-        exercise(deployment.client, CLIENTS[row.client], row.mode, site, deployment.server)
-        transfer_big(deployment.client, CLIENTS[row.client], row.mode, site, deployment.server)
+        exercise(deployment, CLIENTS[row.client], row.mode, row.version)
+        transfer_big(deployment, CLIENTS[row.client], row.mode, row.version)

@@ -28,7 +28,7 @@ def test_transfers(deployments: Deployments, row: Combination) -> None:
     """Items 77, 81, 83, 95, 97: list, get, put, resume, ten in a session and two sessions at once, by checksum."""
     deployment = deployments(row.deployment, row.server)
     with deployment.explained():
-        exercise(deployment.client, CLIENTS[row.client], row.mode, deployment.site(row.version), deployment.server)
+        exercise(deployment, CLIENTS[row.client], row.mode, row.version)
 
 
 @pytest.mark.parametrize("row", singles(ROWS), ids=str)
@@ -36,4 +36,4 @@ def test_large_files(deployments: Deployments, row: Combination) -> None:
     """Items 92, 101: 256 MiB each way arrive as they were."""
     deployment = deployments(row.deployment, row.server)
     with deployment.explained():
-        transfer_big(deployment.client, CLIENTS[row.client], row.mode, deployment.site(row.version), deployment.server)
+        transfer_big(deployment, CLIENTS[row.client], row.mode, row.version)

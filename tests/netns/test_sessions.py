@@ -9,7 +9,9 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from .clients import CLIENTS, Mode, complete
+from ftpproxy.lab.proxy import Proxy
+
+from .clients import CLIENTS, Mode, Site, complete
 from .conftest import Deployments
 from .deployments import KINDS, Deployment, state, until
 from .dialogue import Control, call, drain, listen
@@ -112,6 +114,8 @@ def test_ten_transfers_leave_nothing(deployments: Deployments, kind: str) -> Non
     deployment = deployments(kind)
     with stage(deployment), Control(deployment.client, deployment.site(4)).login() as control:
         before = listening(deployment)
+        control.passive()
+        assert listening(deployment) != before, "an endpoint that is offered shows in what is compared"
         for number in range(10):
             if number % 4 == 0:
                 data = call(deployment.client, *control.passive())
@@ -133,6 +137,63 @@ def listening(deployment: Deployment) -> tuple[list[str], str]:
     """Listeners and rules of the gateway."""
     now = state(deployment.gateway)
     return [line for line in now.sockets if line.startswith("LISTEN")], now.rules
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("address", ["0.0.0.0", "192.168.99.9"])
+def test_server_that_lies_in_its_227(namespaces: None, kind: str, address: str) -> None:
+    """Items 86, 87: a server's 227 with an address of no use works all the same, because nobody follows it."""
+    with ExitStack() as stack:
+        deployment = stack.enter_context(Deployment(kind, None))
+        server = stack.enter_context(FtpServer("pure-ftpd", deployment.lab.server, "--forcepassiveip", address))
+        stack.enter_context(deployment.explained())
+        (server.files / "file").write_bytes(CONTENT)
+        direct = Control(deployment.gateway, Site(deployment.lab.server.address(4), 4))
+        assert stack.enter_context(direct.login()).passive()[0] == address
+        control = stack.enter_context(Control(deployment.client, deployment.site(4)).login())
+        host, port = control.passive()
+        assert host == deployment.site(4).host
+        with call(deployment.client, host, port) as data:
+            assert control.retrieve("file", data) == CONTENT
+        control.quit()
+
+
+@EVERYWHERE
+def test_bad_ports_and_the_session_lives(deployments: Deployments, kind: str) -> None:
+    """Items 58, 130, 131: nonsense and foreign addresses get 501, low ports 504; the server hears none of it."""
+    deployment = deployments(kind)
+    with stage(deployment) as server, Control(deployment.client, deployment.site(4)).login() as control:
+        seen = len(server.log())
+        own = deployment.client.address(4).replace(".", ",")
+        for line in ("PORT", "PORT 1,2,3", "PORT 300,1,1,1,4,1", "PORT 127,0,0,1,200,1", "EPRT |1|192.0.2.7|5000|"):
+            control.say(line, 501)
+        control.say(f"PORT {own},0,25", 504)
+        control.say("EPRT |3|host|5000|", 522)
+        assert not re.search(r'"(PORT|EPRT)', server.log()[seen:])
+        with listen(deployment.client, 4) as listener:
+            control.port(listener)
+            assert control.retrieve_active("file", listener)[0] == CONTENT
+        control.quit()
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("moment", ["before", "behind", "at 150"])
+def test_when_the_client_calls(deployments: Deployments, kind: str, moment: str) -> None:
+    """Item 96: a client that calls before the verb, right behind it, or only when it has read the 150 is served."""
+    deployment = deployments(kind)
+    with stage(deployment), Control(deployment.client, deployment.site(4)).login() as control, ExitStack() as stack:
+        place = control.passive()
+        if moment == "before":
+            data = stack.enter_context(call(deployment.client, *place))
+        control.send("RETR file")
+        if moment == "behind":
+            data = stack.enter_context(call(deployment.client, *place))
+        assert control.reply().code == 150
+        if moment == "at 150":
+            data = stack.enter_context(call(deployment.client, *place))
+        assert drain(data) == CONTENT
+        assert control.reply().code == 226
+        control.quit()
 
 
 @pytest.mark.parametrize("kind", ["tproxy", "redirect"])
@@ -227,3 +288,23 @@ def test_killed_proxy_does_not_complete_an_upload(namespaces: None, kind: str) -
                     drain(data)
         until(lambda: "UPLOAD" in server.log(), "the server knows the end")
         assert "FAIL UPLOAD" in server.log()
+
+
+@EVERYWHERE
+def test_a_killed_proxy_can_be_started_again(namespaces: None, kind: str) -> None:
+    """Item 77, `kill -9` with an endpoint on offer: its remains hinder nobody, `rules --remove` clears them."""
+    with Deployment(kind, "vsftpd") as deployment, stage(deployment):
+        with Control(deployment.client, deployment.site(4)).login() as control:
+            control.passive()
+            deployment.proxy.process.send_signal(signal.SIGKILL)
+            deployment.proxy.process.wait()
+        again = Proxy(deployment.gateway, deployment.proxy.config)
+        with again, Control(deployment.client, deployment.site(4)).login() as control:
+            with call(deployment.client, *control.passive()) as data:
+                assert control.retrieve("file", data) == CONTENT
+            control.quit()
+        # Its end removed the rules; what is left is the administrator's.
+        assert "ftpproxy" not in state(deployment.gateway).rules
+        for family in ("-4", "-6"):
+            assert len(deployment.gateway.run("ip", family, "rule", "list").stdout.splitlines()) == 3 - (family == "-6")
+            assert "local default" not in deployment.gateway.run("ip", family, "route", "list", "table", "all").stdout
