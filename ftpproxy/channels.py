@@ -44,7 +44,9 @@ class Channel:
 
     def want(self, *, read: bool) -> None:
         """Be called when there is something to read (or not), and when what is unsent may be tried again."""
-        self._watch.want((READ if read else 0) | (WRITE if self._unsent else 0))
+        events = (READ if read else 0) | (WRITE if self._unsent else 0)
+        if events != self._watch.events:
+            self._watch.want(events)
 
     def receive(self) -> bytes | None:
         """What has arrived; empty at the end of the stream, None for nothing yet.  Raises `OSError` if it broke."""
@@ -59,18 +61,24 @@ class Channel:
         Raises `OSError` if the connection is broken.
         """
         for octets, alone in chunks:
-            if alone:
+            if alone and self._unsent:
                 self.flush()
             self._unsent += octets
             if alone:
                 self.flush()
-        self.flush()
+        if self._unsent:
+            self.flush()
 
     def flush(self) -> None:
         """Write what the socket takes now.  Raises `OSError` if the connection is broken."""
         try:
-            while self._unsent:
-                del self._unsent[: self._sock.send(self._unsent)]
+            unsent = self._unsent
+            while unsent:
+                sent = self._sock.send(unsent)
+                if sent == len(unsent):
+                    unsent.clear()
+                else:
+                    del unsent[:sent]
         except BlockingIOError:
             pass
 

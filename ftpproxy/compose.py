@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import resource
 import sys
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 def run(config: Config) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error."""
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()])
+    _spare_the_collector()
     _raise_descriptor_limit(config)
     elements: netfilter.Elements | None = None
     try:
@@ -119,6 +121,13 @@ def _gate(config: ServiceConfig, elements: netfilter.Elements | None) -> Gate:
         # An element must outlive the longest that a data connection may take to come up.
         return RedirectGate(elements, seconds=max(netfilter.ELEMENT_SECONDS, 2 * config.timeouts.data_setup))
     return DirectGate()
+
+
+def _spare_the_collector() -> None:
+    """Modules live for ever and sessions for long: what the default collector walks through again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _raise_descriptor_limit(config: Config) -> None:

@@ -8,6 +8,7 @@ because a dual-stack listener reports an IPv4 client that way and PORT must be c
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ class Side(Enum):
         return self.value
 
 
+@lru_cache(maxsize=4096)
 def parse_address(text: str) -> IPAddress:
     """`text` as an address, IPv4-mapped addresses as IPv4.  Raises `ValueError` for anything else than an address."""
     address = ip_address(text)

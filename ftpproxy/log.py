@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 import time
+from functools import lru_cache
 
 __all__ = ["KeyValueFormatter", "event", "set_up"]
 
@@ -24,7 +25,8 @@ _UNSAFE = re.compile(r"[^\x20-\x7e]|[\\\"]")
 def event(logger: logging.Logger, level: int, name: str, **fields: object) -> None:
     """Log event `name`.  Costs one comparison where nobody reads this level."""
     if logger.isEnabledFor(level):
-        logger.log(level, name, extra={"fields": fields})
+        # Logger.log would walk the stack for the caller's place, which no event needs.
+        logger.handle(logger.makeRecord(logger.name, level, "", 0, name, (), None, extra={"fields": fields}))
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -44,12 +46,17 @@ def quote(value: object) -> str:
     return '"' + _UNSAFE.sub(_escape, text) + '"'
 
 
+@lru_cache(maxsize=2)
+def _second(clock: int) -> tuple[str, str]:
+    moment = time.localtime(clock)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", moment), time.strftime("%z", moment)
+
+
 class KeyValueFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.123+0000 info session.open session=1 client=192.0.2.1:40000 ...`"""
 
     def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.created))
-        zone = time.strftime("%z", time.localtime(record.created))
+        stamp, zone = _second(int(record.created))
         parts = [f"{stamp}.{int(record.msecs):03d}{zone}", record.levelname.lower(), record.getMessage()]
         fields: dict[str, object] = getattr(record, "fields", {})
         parts += [f"{key}={quote(value)}" for key, value in fields.items() if value is not None]
@@ -63,4 +70,5 @@ def set_up(level: int = logging.INFO) -> None:
     """Send our events to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(KeyValueFormatter())
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -288,13 +288,15 @@ class Session:
             return
         try:
             for side, channel in self._channels.items():
-                channel.send(interpreter.take_output(side))
+                if (chunks := interpreter.take_output(side)) or channel.unsent:
+                    channel.send(chunks)
         except OSError as error:
             self._end(f"the {side} is gone: {error.strerror}")
             return
-        congested = any(channel.unsent > MOST_UNSENT for channel in self._channels.values())
-        for side, channel in self._channels.items():
-            channel.want(read=needs[side] is Need.DATA and not congested)
+        client, server = self._channels[CLIENT], self._channels[SERVER]
+        congested = client.unsent > MOST_UNSENT or server.unsent > MOST_UNSENT
+        client.want(read=needs[CLIENT] is Need.DATA and not congested)
+        server.want(read=needs[SERVER] is Need.DATA and not congested)
 
     def _perform_all(self, interpreter: ProtocolInterpreter) -> dict[Side, Need]:
         """Until neither side has an action.  The server first: its reply may be what a held command waits for."""

@@ -39,6 +39,8 @@ class LineBuffer:
     def next_line(self) -> bytes | Literal[Overlong.OVERLONG] | None:
         """The next line without its line end, `OVERLONG` in its place if it was too long, None for "not yet"."""
         held = self._held
+        if not held:
+            return None
         end = held.find(b"\n", self._searched)
         if end < 0:
             if self._dropping or len(held) > self.longest + 1:  # + 1: the CR of a line that just fits
