@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 __all__ = ["Command", "parse_command"]
 
-_COMMAND = re.compile(rb"[ \t]*([^ \t]*)(?:[ \t](.*))?", re.DOTALL)
+_BEFORE_VERB = b" \t" + bytes(range(0xF0, 0x100))
+"""Blanks, and what a damaged Telnet Synch leaves behind: no verb begins so."""
+_COMMAND = re.compile(rb"([^ \t]*)(?:[ \t](.*))?", re.DOTALL)
 _UNCLEAN = re.compile(rb"\r(?!\0)|(?<!\r)\0")
 
 
@@ -24,7 +26,7 @@ class Command(NamedTuple):
     argument: bytes
     """Octets behind the separating blank; empty if there is none."""
     line: bytes
-    """The line as received, without its line end and leading blanks."""
+    """The line as received, without its line end and what stands before the verb."""
 
     @property
     def unclean(self) -> bool:
@@ -35,6 +37,7 @@ class Command(NamedTuple):
 
 def parse_command(line: bytes) -> Command:
     """Parse a line as `LineBuffer` gives it.  Any octets parse."""
+    line = line.lstrip(_BEFORE_VERB)
     match = _COMMAND.fullmatch(line)
     assert match is not None  # every part of the pattern may be empty
-    return Command(match[1].upper(), match[2] or b"", line.lstrip(b" \t"))
+    return Command(match[1].upper(), match[2] or b"", line)
