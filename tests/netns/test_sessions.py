@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from ftpproxy.lab.demo import configs
+from ftpproxy.lab.network import Lab, Topology
 from ftpproxy.lab.proxy import Proxy
 
 from .clients import CLIENTS, Mode, Site, complete
@@ -194,6 +196,45 @@ def test_when_the_client_calls(deployments: Deployments, kind: str, moment: str)
         assert drain(data) == CONTENT
         assert control.reply().code == 226
         control.quit()
+
+
+@EVERYWHERE
+@BOTH_FAMILIES
+def test_data_port_that_cannot_be_reached(namespaces: None, kind: str, version: int) -> None:
+    """Items 65, 99: a server whose firewall refuses its data ports is a 425 and no port; active mode works."""
+    with Deployment(kind, "vsftpd") as deployment, stage(deployment):
+        chain = "type filter hook input priority 0; ct state new tcp dport != 21 reject with tcp reset;"
+        table = f"table inet closed {{ chain input {{ {chain} }}; }}"
+        deployment.lab.server.run("nft", "-f", "-", input=table, check=True)
+        with Control(deployment.client, deployment.site(version)).login() as control:
+            if version == 4:
+                control.say("PASV", 425)
+            control.say("EPSV", 425)
+            with listen(deployment.client, version) as listener:
+                control.extended_port(listener)
+                assert control.retrieve_active("file", listener)[0] == CONTENT
+            control.quit()
+        deployment.check_nothing_left()
+
+
+@pytest.mark.parametrize("intercept", ["tproxy", "redirect"])
+@BOTH_FAMILIES
+def test_a_proxy_on_either_gateway(namespaces: None, intercept: str, version: int) -> None:
+    """Item 81, NAT on both sides and a proxy on both gateways: every client in every mode."""
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(Topology.BOTH_NAT))
+        server = stack.enter_context(FtpServer("vsftpd", lab.server))
+        proxies = [stack.enter_context(Proxy(lab.gateways[side], config)) for side, config in configs(lab, intercept)]
+        site = Site(lab.server_address(version), version)
+        (server.files / "sub").mkdir()
+        (server.files / "sub" / "file").write_bytes(CONTENT)
+        runs = [(client, mode) for client in CLIENTS.values() for mode in client.modes(version)]
+        for client, mode in runs:
+            with scratch() as local:
+                complete(lab.client, client.get(site, mode, "sub", ["file"], local))
+                assert (local / "file").read_bytes() == CONTENT
+        for proxy in proxies:
+            assert proxy.log.count(" session.open ") == len(runs)
 
 
 @pytest.mark.parametrize("kind", ["tproxy", "redirect"])
