@@ -42,6 +42,7 @@ def namespaces() -> None:
     """What every test here needs: namespaces, real servers, real clients."""
     if os.geteuid() != 0:
         unavailable("needs root: FTP servers change to the user who logs in, and one namespace has but one")
+    os.environ["PATH"] += os.pathsep + "/usr/sbin:/sbin"  # which `su` does not set
     missing = [name for name in ("ip", "nft", "ss", "unshare", "curl", "lftp", "wget") if shutil.which(name) is None]
     if missing:
         unavailable(f"not installed: {', '.join(missing)} (tests/system-packages.sh peers)")
