@@ -12,7 +12,8 @@ Rules that keep these tests the same in every run:
 * A deployment (lab, proxy) is shared by the tests of a run and each test leaves it as it was: sockets and rules of
   the gateway are compared with those from before the first client.  A test that breaks its proxy makes its own.
 * Everything that was started is ended by the fixture that started it, also when the test failed; a server's processes
-  live in a PID namespace that ends with its first, a host's with its network namespace.
+  live in a PID namespace that ends with its first, a host's with its network namespace.  What a run left that was
+  itself killed is removed by the next.
 * A run that cannot be done is skipped with the reason; under CI=true as root it fails instead.
 """
 
@@ -26,8 +27,11 @@ from contextlib import ExitStack
 
 import pytest
 
+from ftpproxy.lab.network import sweep
+
 from .deployments import Deployment
 from .peers import PeerMissing, unpacked
+from .servers import sweep_directories
 
 
 def unavailable(why: str) -> None:
@@ -49,6 +53,8 @@ def namespaces() -> None:
     tried = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, text=True)
     if tried.returncode:
         unavailable(f"no namespaces here: {tried.stderr.strip()}")
+    sweep()
+    sweep_directories()
     try:
         for packages in (("vsftpd",), ("pure-ftpd", "pure-ftpd-common"), ("proftpd-core",)):
             unpacked(*packages)

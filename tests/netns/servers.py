@@ -26,7 +26,7 @@ from attrs import frozen
 
 from .peers import libraries, unpacked
 
-__all__ = ["PASSWORD", "SERVERS", "USER", "FtpServer", "Host", "roomy_directory"]
+__all__ = ["PASSWORD", "SERVERS", "USER", "FtpServer", "Host", "roomy_directory", "sweep_directories"]
 
 USER = "walter"
 PASSWORD = "knock-knock"
@@ -34,6 +34,7 @@ UID = 20021
 HASH = "$6$ftpxftpx$KOJavTwMAh7.jO9eixfJA.GjF9ksb676egVLOSg53OSt3emyiSobxZNfgcEVAQzr5RzxExjsOIEDu2nqD82Bk."
 """crypt(PASSWORD): known to all of them, so nothing has to be made with tools that a machine may lack."""
 
+BASES = (Path("/dev/shm"), Path(tempfile.gettempdir()))
 ROOM = 1 << 30
 START_SECONDS = 20
 
@@ -58,12 +59,21 @@ class Launch:
 
 def roomy_directory() -> Path:
     """A new directory that any user may enter, in memory where there is room for a few large files."""
-    for base in (Path("/dev/shm"), Path(tempfile.gettempdir())):
+    for base in BASES:
         if base.is_dir() and shutil.disk_usage(base).free >= ROOM:
             break
     place = Path(tempfile.mkdtemp(prefix=f"ftpx-{os.getpid()}-", dir=base))
     place.chmod(0o755)
     return place
+
+
+def sweep_directories() -> None:
+    """Remove those whose maker was killed."""
+    for base in BASES:
+        for place in base.glob("ftpx-*-*"):
+            maker = place.name.split("-")[1]
+            if maker.isdigit() and not Path("/proc", maker).exists():
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def _vsftpd(place: Path, root: Path) -> Launch:
