@@ -55,19 +55,36 @@ class Channel:
         except BlockingIOError:
             return None
 
-    def send(self, chunks: Iterable[tuple[bytes, bool]]) -> None:
-        """Queue octets and write what the socket takes; those marked "alone" in a segment of their own.
+    def send(self, chunks: Iterable[tuple[bytes, bool, bool]]) -> None:
+        """Queue octets and write what the socket takes.
+
+        A chunk is octets, whether they go in a segment of their own, and whether the last of them is urgent.
 
         Raises `OSError` if the connection is broken.
         """
-        for octets, alone in chunks:
-            if alone and self._unsent:
+        for octets, alone, urgent in chunks:
+            if (alone or urgent) and self._unsent:
                 self.flush()
-            self._unsent += octets
+            self._unsent += self._send_urgent(octets) if urgent else octets
             if alone:
                 self.flush()
         if self._unsent:
             self.flush()
+
+    def _send_urgent(self, octets: bytes) -> bytes:
+        """Send all but the last octet, then the last as urgent data.  Returns what could not be sent, which will go as
+        ordinary data: behind others the urgent mark would stand in the wrong place."""
+        if self._unsent:
+            return octets
+        try:
+            sent = self._sock.send(octets[:-1])
+            octets = octets[sent:]
+            if len(octets) == 1:
+                self._sock.send(octets, socket.MSG_OOB)
+                octets = b""
+        except BlockingIOError:
+            pass
+        return octets
 
     def flush(self) -> None:
         """Write what the socket takes now.  Raises `OSError` if the connection is broken."""

@@ -31,8 +31,9 @@ from .dtp.plane import DataPlane, Path, Refused
 from .endpoints import ANY_PORT, Endpoint, IPAddress, Side
 from .log import event
 from .paths import Direction, Tally
-from .pi.actions import Action, Arm, DropPath, Hangup, Need, OpenPath, SettlePath, StartPath, Timer
+from .pi.actions import Action, Arm, Chunk, DropPath, Hangup, Need, OpenPath, SettlePath, StartPath, Timer
 from .pi.interpreter import ProtocolInterpreter
+from .pi.negotiation import Translate
 from .pi.policy import Policy, Timeouts
 from .routes import Route
 from .switchboard import READ, Switchboard
@@ -61,6 +62,7 @@ class Terms:
     """Our address towards the server; None lets the routing choose."""
     announce: Mapping[Side, IPAddress] = field(factory=dict)
     active_source_port: int = ANY_PORT
+    translate: Translate = "mirror"
 
 
 @define
@@ -167,7 +169,11 @@ class Session:
         }
         route = Route(self.client, self.orig_server, self.server, proxy, announce)
         self._interpreter = ProtocolInterpreter(
-            route, terms.policy, terms.timeouts, active_source_port=terms.active_source_port
+            route,
+            terms.policy,
+            terms.timeouts,
+            active_source_port=terms.active_source_port,
+            translate=terms.translate,
         )
         self._log(
             logging.INFO,
@@ -227,9 +233,11 @@ class Session:
     def finished(self, path: Path, tally: Tally) -> None:
         """`PathOwner`."""
         if carried := self._carried.pop(path, None):
-            if carried is self._open:
-                self._open = None
             self._last_word = self._board.now
+            if carried is self._open and self._interpreter is not None:
+                self._open = None
+                self._interpreter.path_finished()
+                self._board.guard(self._pump, None, self.crashed)
             self._transfers += 1
             self._log_transfer(carried, tally)
             self._gone_if_done()
@@ -261,7 +269,7 @@ class Session:
             self._pump()
             return
         try:
-            self._channels[CLIENT].send([(reply(421, text), False)])
+            self._channels[CLIENT].send([Chunk(reply(421, text))])
         except OSError:
             pass  # the client is gone as well
         self._end(text)
@@ -338,7 +346,7 @@ class Session:
                 self._log(logging.WARNING, "data.refused", plane=plane.name, reason=path.why)
                 continue
             self._open = self._carried[path] = _Carried(path, plane.name)
-            interpreter.path_opened(path.announced, ready=path.ready)
+            interpreter.path_opened(path.announced, ready=path.ready, reports_end=path.reports_end)
             return
         interpreter.path_refused()
 

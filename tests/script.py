@@ -5,12 +5,13 @@
     policy require_login=false ...           changes of `Policy`
     terms active_source_port=20              what the interpreter is made with
     C: PASV          the client sends a line          C* A\\r\\nB   octets as they are, escaped
-    S> PASV          the server receives a line       S: 227 ...   the server sends a line
+    S> PASV          the server receives a line (\\xff is an octet)
+    S: 227 ...       the server sends a line
     C> 227 ...       the client receives a line       S* ...       octets
     C. / S.          that side ends its stream
     open SPEC        a path is asked for
-    opened SIDE ENDPOINT [ready] | refused            what the plane answers
-    connected SIDE | failed                           what the path reports
+    opened [SIDE ENDPOINT ...] [ready] | refused      what the plane answers
+    connected SIDE | failed | finished                what the path reports
     start DIRECTION LINE | settle | drop              what else is asked of the path
     timer NAME       a timer runs down
     hangup [drain]   the end
@@ -111,6 +112,11 @@ def octets(line: Line) -> bytes:
     return line.rest.encode() + b"\r\n"
 
 
+def text(line: Line) -> str:
+    """What `C>` and `S>` expect, one character an octet."""
+    return line.rest.encode().decode("unicode_escape") if "\\x" in line.rest else line.rest
+
+
 def _leg(leg: Leg) -> str:
     return f"await {leg.at} by {leg.peer}" if isinstance(leg, Await) else f"call {leg.to} from {leg.source}"
 
@@ -136,5 +142,7 @@ def words(action: Action) -> str | None:
 
 
 def opened(line: Line) -> tuple[dict[Side, Endpoint], bool]:
-    side, at, *ready = line.rest.split()
-    return {Side(side): Endpoint.parse(at)}, bool(ready)
+    words = line.rest.split()
+    ready = words[-1:] == ["ready"]
+    pairs = words[:-1] if ready else words
+    return {Side(side): Endpoint.parse(at) for side, at in zip(pairs[::2], pairs[1::2], strict=True)}, ready

@@ -46,6 +46,10 @@ class Path(Protocol):
         """Nothing more is awaited before it may be announced.  False while a server is being dialled:
         then `connected(path, SERVER)` or `failed` follows."""
 
+    @property
+    def reports_end(self) -> bool:
+        """`finished` comes when the last octet was delivered; False where the kernel carries and does not say."""
+
     def start(self, direction: Direction) -> None:
         """The transfer verb was sent.  Octets may flow before it (a client may call early)."""
 

@@ -75,6 +75,8 @@ class RelayPath:
         self._moved_at = 0.0
         self._over = False
 
+    reports_end = True
+
     @property
     def ready(self) -> bool:
         return not self._dialled

@@ -27,6 +27,9 @@ class Timer(Enum):
     GREETING = "greeting"
     LOGIN = "login"
     ANNOUNCE = "announce"
+    HOLD = "hold"
+    ABORT = "abort"
+    ABORTED = "aborted"
     ENDING = "ending"
 
     __hash__ = object.__hash__
@@ -38,6 +41,8 @@ class Chunk(NamedTuple):
     octets: bytes
     alone: bool = False
     """In a segment of its own: boxes on the way look for PORT and 227 at the start of a segment only."""
+    urgent: bool = False
+    """The last octet is to be sent as TCP urgent data (RFC 959 section 4.1.3)."""
 
 
 @frozen

@@ -56,9 +56,9 @@ class Dialogue:
         """Lines of the server, with their line ends."""
         self.client_out += map(Chunk, lines)
 
-    def end_turn(self) -> None:
-        """The oldest turn is answered; replies of ours that waited behind it are due."""
-        self.client_out += map(Chunk, self.ledger.end_head())
+    def end(self, turn: Turn) -> None:
+        """A turn is answered; replies of ours that waited behind it are due."""
+        self.client_out += map(Chunk, self.ledger.end(turn))
 
     def take_output(self, side: Side) -> list[Chunk]:
         """Octets for this side, in order; they are the caller's now."""

@@ -3,18 +3,19 @@
 Theory of operation.  The session feeds octets with `receive` and asks `next_action(side)` until it says what
 it needs: `Need.DATA` (read more from that side) or `Need.PEER` (something else has to happen first; do not
 read, so nothing piles up).  Lines that mean nothing to us go straight to the output of the other side.  Only
-five things mean something:
+a few things mean something:
 
 * set-up commands and their replies (PASV EPSV PORT EPRT): the interpreter stops until the session has a path
   open, and only then writes the line that announces it: **install, then announce**;
 * transfer verbs and their final replies: they start and settle the path;
 * login replies, since nothing is opened for somebody who is not logged in;
+* FEAT, whose answer must not promise what we refuse;
 * AUTH: once the server has agreed, the rest is carried unread (RFC 4217 needs both ends to do their TLS);
 * QUIT, REIN, ABOR and 421, which end things.
 
-One octet's way: `receive` -> `LineBuffer` -> `parse_command` or `ReplyReader` -> one of the methods below ->
-`take_output`.  Nobody is called back and no clock is read; timers are armed by an action and come back as
-`timer`.
+One octet's way: `receive` -> `TelnetFilter` -> `LineBuffer` -> `parse_command` or `ReplyReader` -> one of the
+methods below -> `take_output`.  Nobody is called back and no clock is read; timers are armed by an action and come
+back as `timer`.
 
 Invariants (property tested): output is whole canonical lines; replies leave in the order of the commands; a
 line that names an endpoint leaves only after `path_opened`; at most one path is open; every host in a
@@ -27,15 +28,17 @@ from collections.abc import Mapping
 
 from ..endpoints import ANY_PORT, Endpoint, Side
 from ..routes import Route
+from ..wire import feat
 from ..wire.command import Command, parse_command
 from ..wire.lines import OVERLONG, LineBuffer
 from ..wire.reply import NotAReply, ReplyLine, ReplyReader
+from ..wire.telnet import SYNCH, TelnetFilter
 from .actions import Action, Arm, Chunk, Hangup, Need, Timer
 from .dialogue import NO_COMMAND, Dialogue
 from .ledger import Turn
-from .negotiation import Negotiation
+from .negotiation import Negotiation, Translate
 from .policy import Policy, Timeouts
-from .verbs import HTTP_VERBS, Kind, kind_of
+from .verbs import HTTP_VERBS, REFUSED_FEATURES, TLS_FEATURES, Kind, kind_of
 
 __all__ = ["LONGEST_COMMAND", "LONGEST_REPLY", "ProtocolInterpreter"]
 
@@ -45,9 +48,23 @@ LONGEST_REPLY = 32768
 """Octets of one line; real servers were seen with 17 kB."""
 LONGEST_HELD_REPLY = 256 * 1024
 """Octets of a whole reply that may have to be replaced."""
+LONGEST_HELD_TRANSFER_REPLY = 8 * 1024
+"""Octets of a transfer's reply that is kept together; a longer one is passed on as it comes."""
 MOST_EMPTY_LINES = 10
 ENDING_SECONDS = 10.0
 """How long a server that said 421 may take to close."""
+ABORT_SECONDS = 2.0
+"""How long a transfer may be unanswered after its ABOR was."""
+ABORTED_SECONDS = 5.0
+"""How long the other answer to an abort may come late."""
+
+_KEPT_TOGETHER = {
+    Kind.PASSIVE: LONGEST_HELD_REPLY,
+    Kind.ACTIVE: LONGEST_HELD_REPLY,
+    Kind.FEATURES: LONGEST_HELD_REPLY,
+    Kind.TRANSFER: LONGEST_HELD_TRANSFER_REPLY,
+}
+"""Replies that are kept until they are complete, and how many octets of them."""
 
 CLIENT, SERVER = Side.CLIENT, Side.SERVER
 
@@ -56,7 +73,9 @@ class ProtocolInterpreter:
     """One control connection's understanding of itself.  Raises nothing for anything that a peer sends."""
 
     __slots__ = (
+        "_aborted",
         "_client_ended",
+        "_client_telnet",
         "_commands",
         "_commands_seen",
         "_dialogue",
@@ -72,6 +91,8 @@ class ProtocolInterpreter:
         "_replies",
         "_reply",
         "_server_ended",
+        "_server_telnet",
+        "_streaming",
         "_timeouts",
         "_unread",
     )
@@ -83,11 +104,21 @@ class ProtocolInterpreter:
         timeouts: Timeouts | None = None,
         *,
         active_source_port: int = ANY_PORT,
+        translate: Translate = "mirror",
     ) -> None:
         self._policy = policy or Policy()
         self._timeouts = timeouts or Timeouts()
         self._dialogue = Dialogue()
-        self._negotiation = Negotiation(self._dialogue, route, self._policy, self._timeouts, active_source_port)
+        self._negotiation = Negotiation(
+            self._dialogue,
+            route,
+            self._policy,
+            self._timeouts,
+            active_source_port=active_source_port,
+            translate=translate,
+        )
+        self._client_telnet = TelnetFilter()
+        self._server_telnet = TelnetFilter()
         self._commands = LineBuffer(LONGEST_COMMAND)
         self._replies = LineBuffer(LONGEST_REPLY)
         self._reader = ReplyReader()
@@ -95,6 +126,10 @@ class ProtocolInterpreter:
         """A command that must wait for its turn."""
         self._reply: list[bytes] = []
         """Lines so far of a reply that we may have to replace."""
+        self._streaming = False
+        """The rest of the reply that is being read is passed on as it comes."""
+        self._aborted = False
+        """ABOR was answered a moment ago: a second answer may come late."""
         self._client_ended = self._server_ended = False
         self._logged_in = False
         self._commands_seen = self._empty_lines = self._overlong_lines = 0
@@ -110,13 +145,23 @@ class ProtocolInterpreter:
 
     def receive(self, side: Side, octets: bytes) -> None:
         """Take octets of a side; none mean that it ended its stream."""
-        buffer = self._commands if side is CLIENT else self._replies
-        if octets:
-            buffer.feed(octets)
-        elif side is CLIENT:
-            self._client_ended = True
-        else:
-            self._server_ended = True
+        if not octets:
+            if side is CLIENT:
+                self._client_ended = True
+            else:
+                self._server_ended = True
+            return
+        buffer, telnet, out = (
+            (self._commands, self._client_telnet, self._dialogue.client_out)
+            if side is CLIENT
+            else (self._replies, self._server_telnet, self._dialogue.server_out)
+        )
+        # Behind AUTH there may be TLS already, which is full of what Telnet would call commands.
+        if not (self._unread or self._dialogue.ledger.owes(Kind.SECURITY)):
+            octets, answer = telnet.feed(octets)
+            if answer:
+                out.append(Chunk(answer))
+        buffer.feed(octets)
 
     def next_action(self, side: Side) -> Action | Need:
         """What to do next, seen from this side.
@@ -138,6 +183,12 @@ class ProtocolInterpreter:
         """A clock that was armed has run down."""
         if timer is Timer.ANNOUNCE:
             self._negotiation.announce_overdue()
+        elif timer is Timer.HOLD:
+            self._negotiation.release()
+        elif timer is Timer.ABORT:
+            self._give_transfer_up()
+        elif timer is Timer.ABORTED:
+            self._aborted = False
         elif timer is Timer.ENDING:
             self._hang_up("the server said 421 and did not close")
         elif timer is Timer.GREETING and self._dialogue.ledger.owes(Kind.GREETING):
@@ -151,9 +202,10 @@ class ProtocolInterpreter:
             self._dialogue.say(421, text)
             self._hang_up(text)
 
-    def path_opened(self, announced: Mapping[Side, Endpoint], *, ready: bool) -> None:
-        """The path of the last `OpenPath` stands.  `ready`: nothing more is awaited before it may be announced."""
-        self._negotiation.path_opened(announced, ready=ready)
+    def path_opened(self, announced: Mapping[Side, Endpoint], *, ready: bool, reports_end: bool = True) -> None:
+        """The path of the last `OpenPath` stands.  `ready`: nothing more is awaited before it may be announced;
+        `reports_end`: `path_finished` will tell when it has delivered everything."""
+        self._negotiation.path_opened(announced, ready=ready, reports_end=reports_end)
 
     def path_refused(self) -> None:
         """No plane can carry the path of the last `OpenPath`."""
@@ -162,6 +214,10 @@ class ProtocolInterpreter:
     def path_connected(self, side: Side) -> None:
         """A leg of the open path is up."""
         self._negotiation.path_connected(side)
+
+    def path_finished(self) -> None:
+        """The open path has carried and ended."""
+        self._negotiation.path_finished()
 
     def path_failed(self) -> None:
         """The open path never came up and never will."""
@@ -184,19 +240,28 @@ class ProtocolInterpreter:
                         return Need.PEER
                     return Need.DATA
                 if line is OVERLONG:
-                    self._overlong_lines += 1
-                    if self._overlong_lines > 1:
-                        self.dismiss("Command lines are too long.")
-                    else:
-                        self._dialogue.answer(500, "The command line is too long.")
+                    self._overlong()
                     continue
                 command = parse_command(line)
             kind = kind_of(command.verb)
-            if not self._dialogue.ledger.admits(kind):
+            ledger = self._dialogue.ledger
+            if kind in (Kind.ABORT, Kind.ENDING):
+                self._negotiation.release()  # who aborts or leaves does not wait for the last octet
+            if ledger.admits(kind):
+                self._command(command, kind)
+            elif ledger.admits_out_of_band(kind, command) and not command.unclean:
+                self._interrupt(command, kind)
+            else:
                 self._held = command
                 return Need.PEER
-            self._command(command, kind)
         return Need.PEER
+
+    def _overlong(self) -> None:
+        self._overlong_lines += 1
+        if self._overlong_lines > 1:
+            self.dismiss("Command lines are too long.")
+        else:
+            self._dialogue.answer(500, "The command line is too long.")
 
     def _command(self, command: Command, kind: Kind) -> None:
         verb = command.verb
@@ -219,10 +284,17 @@ class ProtocolInterpreter:
             self._dialogue.answer(502, "Command not implemented.")
         elif kind is Kind.SECURITY and self._policy.tls == "refuse":
             self._dialogue.answer(502, "TLS is not available here.")
+        elif kind is Kind.TRANSFER and not self._negotiation.transfer_sent(command):
+            self._dialogue.answer(425, "Use PORT or PASV first.")
         else:
-            if kind is Kind.TRANSFER:
-                self._negotiation.transfer_sent(command)
             self._dialogue.forward(command, kind, command.line + b"\r\n")
+
+    def _interrupt(self, command: Command, kind: Kind) -> None:
+        """A command that overtakes the transfer (RFC 959 section 4.1.3); ABOR and STAT behind a Telnet Synch."""
+        if command.verb in (b"ABOR", b"STAT"):
+            self._dialogue.server_out.append(Chunk(SYNCH, urgent=True))
+        self._dialogue.server_out.append(Chunk(command.line + b"\r\n"))
+        self._dialogue.ledger.add_out_of_band(Turn(command, kind))
 
     def _client_gone(self) -> None:
         if not self._dialogue.ledger.owes(Kind.ENDING):  # after QUIT the replies are still wanted
@@ -253,74 +325,122 @@ class ProtocolInterpreter:
         return Need.PEER
 
     def _reply_line(self, line: bytes) -> None:
-        turn = self._dialogue.ledger.head
+        """Collect what may have to be replaced or held back, pass on the rest as it comes."""
         try:
             judged = self._reader.read(line)
         except NotAReply:
-            if self._policy.greeting == "strict" or (turn is not None and turn.kind is Kind.ACTIVE):
-                self.dismiss("The server does not speak FTP.")
-                return
-            self._dialogue.pass_on([line + b"\r\n"])
-            if turn is not None:
-                self._dialogue.end_turn()
+            self._not_a_reply(line)
             return
-        octets = judged.line + b"\r\n"
-        if turn is None:
-            self._unsolicited(judged, octets)
-        elif judged.code == 421:
-            self._dialogue.pass_on([octets])
-            if judged.last:
-                self._server_dismissed()
-        elif turn.kind in (Kind.PASSIVE, Kind.ACTIVE):
-            self._reply.append(octets)
-            if judged.last:
-                lines, self._reply = self._reply, []
-                self._negotiation.answered(turn, judged, lines)
-            elif sum(map(len, self._reply)) > LONGEST_HELD_REPLY:
+        head = self._dialogue.ledger.head
+        kind = head.kind if head is not None else Kind.ORDINARY
+        self._reply.append(judged.line + b"\r\n")
+        if judged.last:
+            lines, self._reply = self._reply, []
+            self._streaming = False
+            self._complete(judged, lines)
+        elif self._streaming or kind not in _KEPT_TOGETHER:
+            self._dialogue.pass_on(self._reply)
+            self._reply = []
+        elif sum(map(len, self._reply)) > _KEPT_TOGETHER[kind]:
+            if kind is not Kind.TRANSFER:
                 self.dismiss("The server sent a reply that is too long.")
-        else:
-            self._dialogue.pass_on([octets])
-            if judged.last:
-                self._answered(turn, judged.code)
+            self._streaming = True
 
-    def _unsolicited(self, judged: ReplyLine, octets: bytes) -> None:
-        """Nobody asked.  An endpoint that nobody asked for is not passed on: it would answer the next PASV."""
-        if judged.code not in (227, 228, 229):
-            self._dialogue.pass_on([octets])
-            if judged.last and judged.code == 421:
-                self._server_dismissed()
-
-    def _answered(self, turn: Turn, code: int) -> None:
-        """A complete reply to a turn that is not a set-up command."""
-        kind = turn.kind
-        if not turn.ended_by(code):
-            turn.preliminary |= code < 200
+    def _not_a_reply(self, line: bytes) -> None:
+        turn = self._dialogue.ledger.head
+        if self._policy.greeting == "strict" or (turn is not None and turn.kind in (Kind.PASSIVE, Kind.ACTIVE)):
+            self.dismiss("The server does not speak FTP.")
             return
+        self._dialogue.pass_on([line + b"\r\n"])
+        if turn is not None:
+            self._dialogue.end(turn)
+
+    def _complete(self, judged: ReplyLine, lines: list[bytes]) -> None:
+        """The last line of a reply has come: whose is it?"""
+        code = judged.code
+        ledger = self._dialogue.ledger
+        if code == 421:
+            # RFC 959 section 5.4: no later reply answers anything, and the server is about to close.
+            self._dialogue.pass_on(lines)
+            self._dismissed = True
+            self._dialogue.act(Arm(Timer.ENDING, ENDING_SECONDS))
+        elif code < 200 and ledger.head is not None:
+            self._dialogue.pass_on(lines)
+            ledger.head.preliminary = True
+        elif turns := ledger.match(code, judged.text):
+            if turns[0].ended_by(code):
+                self._answered(turns, judged, lines)
+            else:
+                self._dialogue.pass_on(lines)
+        elif not (code in (227, 228, 229) or (self._aborted and code in (225, 226, 426))):
+            # Nobody asked.  An endpoint that nobody asked for would answer the next PASV, and is not passed on.
+            self._dialogue.pass_on(lines)
+
+    def _answered(self, turns: list[Turn], judged: ReplyLine, lines: list[bytes]) -> None:
+        """A complete final reply, which answers one turn, or an aborted transfer and its ABOR at once."""
+        turn, code = turns[0], judged.code
         positive = 200 <= code < 300
-        if kind is Kind.GREETING:
+        if turn.kind in (Kind.PASSIVE, Kind.ACTIVE):
+            self._negotiation.answered(turn, judged, lines)
+            return
+        if turn.kind is Kind.TRANSFER:
+            self._negotiation.transfer_ended(turn, positive, lines)
+            if len(turns) > 1:
+                self._abort_answered(turns[1])
+            return
+        if turn.kind is Kind.FEATURES:
+            lines = self._features(code, lines)
+        self._dialogue.pass_on(lines)
+        if turn.kind is Kind.ABORT:
+            self._abort_answered(turn, positive=positive)
+            return
+        if turn.kind is Kind.GREETING:
             self._logged_in = code == 230
             self._dialogue.act(Arm(Timer.LOGIN, self._timeouts.login))
-        elif kind is Kind.LOGIN:
-            if code in (230, 232) or (code == 202 and turn.command.verb != b"USER"):
-                self._logged_in = True
-            elif turn.command.verb == b"USER" and 300 <= code < 400:
-                self._logged_in = False
-        elif kind is Kind.TRANSFER:
-            self._negotiation.transfer_ended(turn, positive)
-        elif kind is Kind.ABORT and positive:
-            self._negotiation.drop("aborted")
-        elif kind is Kind.RESET and positive:
+        elif turn.kind is Kind.LOGIN:
+            self._login_answered(turn, code)
+        elif turn.kind is Kind.MODE and positive:
+            self._negotiation.mode(turn.command.argument)
+        elif turn.kind is Kind.RESET and positive:
             self._logged_in = False
             self._negotiation.reset()
-        elif kind is Kind.SECURITY and code in (234, 334):
+        elif turn.kind is Kind.SECURITY and code in (234, 334):
             self._negotiation.drop("AUTH")
             self._begin_unread()
-        self._dialogue.end_turn()
+        self._dialogue.end(turn)
 
-    def _server_dismissed(self) -> None:
-        """421 (RFC 959 section 5.4): no later reply answers anything, and the server is about to close."""
-        self._dismissed = True
-        self._dialogue.act(Arm(Timer.ENDING, ENDING_SECONDS))
+    def _login_answered(self, turn: Turn, code: int) -> None:
+        if code in (230, 232) or (code == 202 and turn.command.verb != b"USER"):
+            self._logged_in = True
+        elif turn.command.verb == b"USER" and 300 <= code < 400:
+            self._logged_in = False
+
+    def _features(self, code: int, lines: list[bytes]) -> list[bytes]:
+        """RFC 2389: nothing that we refuse, everything that we provide."""
+        added = self._negotiation.provides
+        if code not in (500, 502) and code != 211:
+            return lines
+        if code != 211 and not added:
+            return lines
+        shown = [line.removesuffix(b"\r\n") for line in lines] if code == 211 else [b"211 "]
+        hidden = REFUSED_FEATURES | TLS_FEATURES if self._policy.tls == "refuse" else REFUSED_FEATURES
+        return [line + b"\r\n" for line in feat.filtered(shown, hidden, added)]
+
+    def _abort_answered(self, turn: Turn, *, positive: bool = True) -> None:
+        if positive:
+            self._aborted = True
+            self._dialogue.act(Arm(Timer.ABORTED, ABORTED_SECONDS))
+            if self._dialogue.ledger.transfer is None:
+                self._negotiation.drop("aborted")
+            else:
+                self._dialogue.act(Arm(Timer.ABORT, ABORT_SECONDS))
+        self._dialogue.end(turn)
+
+    def _give_transfer_up(self) -> None:
+        """The server has answered ABOR and not the transfer (pyftpdlib, when no data connection was made)."""
+        if (transfer := self._dialogue.ledger.transfer) is not None:
+            self._negotiation.drop("aborted")
+            self._dialogue.end(transfer)
 
     def _server_gone(self) -> None:
         if not self._dismissed and self._dialogue.ledger.owes(Kind.GREETING):

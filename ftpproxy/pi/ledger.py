@@ -4,11 +4,18 @@ A *turn* is one command and its reply.  Turns stand in the order in which the cl
 replies leave in that order: also ours, which wait behind those that the server still owes.  With a single
 "last command" variable instead of this queue, a pipelining client loses the rewrite of its 227.
 
-Matching is by order alone: a final reply belongs to the oldest turn that the server owes.  Two refinements
-(RFC 959 section 5.4 and what servers do):
+Matching is by order: a final reply belongs to the oldest turn that the server owes.  The exceptions are RFC 959
+section 5.4 and what servers do:
 
-* a preliminary reply (1yz) does not end a turn;
-* 200 for a transfer verb that has had no 1yz yet is noise of an old server and does not end it either.
+* a preliminary reply (1yz) ends no turn;
+* 200 for a transfer verb that has had no 1yz yet is noise of an old server and does not end it either;
+* ABOR, STAT, NOOP and QUIT may be sent while a transfer runs (RFC 959 section 4.1.3).  They stand in a second queue,
+  *out of band*, because their replies may come before or after the transfer's, and one may serve for two:
+
+      the transfer runs, ABOR was sent     426, then 226 or 225    the transfer's, then ABOR's
+                                           226 that says "abor"    both
+                                           225                     ABOR's; the transfer's may never come
+      STAT or NOOP was sent                200, 21x, 50x           theirs, whether before or after the 226
 """
 
 from __future__ import annotations
@@ -22,6 +29,9 @@ __all__ = ["MOST_TURNS", "Ledger", "Turn"]
 
 MOST_TURNS = 64
 """Unanswered commands; with more, the client is not read until the server has answered some."""
+
+_OUT_OF_BAND_CODES = frozenset({200, 202, 211, 212, 213, 214, 221, 500, 501, 502, 503})
+"""Replies that are no transfer's while something was sent out of band."""
 
 
 class Turn:
@@ -45,39 +55,80 @@ class Turn:
 
 
 class Ledger:
-    """Turns in the client's order; the first is always one that the server owes."""
+    """Turns in the client's order, and those out of band; the first is always one that the server owes."""
 
-    __slots__ = ("_turns",)
+    __slots__ = ("_out_of_band", "_turns")
 
     def __init__(self) -> None:
         self._turns: deque[Turn] = deque()
+        self._out_of_band: deque[Turn] = deque()
 
     def __len__(self) -> int:
-        return len(self._turns)
+        return len(self._turns) + len(self._out_of_band)
 
     @property
     def head(self) -> Turn | None:
-        """The turn that the server's next reply belongs to."""
+        """The oldest turn in order that the server owes."""
         return self._turns[0] if self._turns else None
 
     @property
-    def full(self) -> bool:
-        return len(self._turns) >= MOST_TURNS
+    def transfer(self) -> Turn | None:
+        """The transfer under way: a barrier, so alone."""
+        head = self.head
+        return head if head is not None and head.kind is Kind.TRANSFER else None
 
     def admits(self, kind: Kind) -> bool:
-        """Whether a command of this kind may be forwarded now."""
-        if not self._turns:
+        """Whether a command of this kind may be forwarded now, in order."""
+        if not self:
             return True
-        if kind in BARRIERS or self.full:
+        if kind in BARRIERS or self._out_of_band or len(self) >= MOST_TURNS:
             return False
         last = self._turns[-1].kind
         return last not in BARRIERS and last is not Kind.GREETING
 
+    def admits_out_of_band(self, kind: Kind, command: Command) -> bool:
+        """Whether a command may overtake the transfer that runs.
+
+        ABOR and QUIT at any time: the server may be waiting for a data connection that will not come.  STAT without an
+        argument and NOOP once the server has said that it is transferring.
+        """
+        transfer = self.transfer
+        if transfer is None or len(self._turns) > 1 or len(self) >= MOST_TURNS:
+            return False
+        if kind in (Kind.ABORT, Kind.ENDING):
+            return True
+        return transfer.preliminary and (
+            command.verb == b"NOOP" or (command.verb == b"STAT" and not command.argument.strip())
+        )
+
     def add(self, turn: Turn) -> None:
         self._turns.append(turn)
 
-    def end_head(self) -> list[bytes]:
-        """The server has answered the head.  Returns our own replies that waited right behind it."""
+    def add_out_of_band(self, turn: Turn) -> None:
+        self._out_of_band.append(turn)
+
+    def match(self, code: int, text: bytes) -> list[Turn]:
+        """The turns that a complete final reply answers, in order; they still stand (see `end`)."""
+        head, beside = self.head, self._out_of_band
+        if self.transfer is None:
+            return [head or beside[0]] if head or beside else []
+        assert head is not None
+        if beside:
+            if code in _OUT_OF_BAND_CODES:
+                return [beside[0]]
+            aborts = [turn for turn in beside if turn.kind is Kind.ABORT]
+            if code == 225 and aborts:
+                return [aborts[0]]
+            if code == 226 and aborts[:1] == [beside[0]] and b"abor" in text.lower():
+                return [head, aborts[0]]
+        return [head]
+
+    def end(self, turn: Turn) -> list[bytes]:
+        """A turn is answered.  Returns our own replies that waited right behind it."""
+        if turn in self._out_of_band:
+            self._out_of_band.remove(turn)
+            return []
+        assert turn is self._turns[0]
         self._turns.popleft()
         due = []
         while self._turns and self._turns[0].local:
@@ -86,4 +137,4 @@ class Ledger:
 
     def owes(self, kind: Kind) -> bool:
         """Whether a turn of this kind is unanswered."""
-        return any(turn.kind is kind for turn in self._turns)
+        return any(turn.kind is kind for turn in (*self._turns, *self._out_of_band))

@@ -1,28 +1,35 @@
 """Negotiation of data connections: PASV, EPSV, PORT, EPRT, their replies, and the path between them.
 
-Theory of operation.  A set-up command is a barrier, so while one is under way nothing else is.  It becomes a
-`PathSpec` (from the server's 227 or 229 in passive mode, from the client's own words in active mode), the session
-opens the path, and only then is the line written that names it: **install, then announce**.
+Theory of operation.  A set-up command is a barrier, so while one is under way nothing else is.  It has two halves, and
+each may be active or passive on its own:
 
-    passive   PASV ->   ->   227 -> OpenPath -> path_opened -> path_connected(SERVER) -> 227'
-    active    PORT -> OpenPath -> path_opened -> PORT' ->   -> 200 (-> path_connected(CLIENT) if the server calls early)
+    server passive   PASV ->  ... 227  -> OpenPath -> path_opened -> path_connected -> the client is answered
+    server active    OpenPath -> path_opened -> PORT ->  ... 200  ->                   the client is answered
+    client passive   is answered with 227 or 229: where to call us
+    client active    is answered with 200: we shall call
 
-In passive mode the server is called at once and its answer awaited for a second, so that a refused port becomes a
-425 while the client can still fall back; in active mode a server that calls before it answers PORT is probing, and gets
-its answer passed on when it is known whether the client can be called.
+Mostly both halves are what the client asked for.  With `translate` the server hears something else, which is how NAT on
+both sides is overcome with a proxy on one of them.  Either way the line that names a path is written when the path
+stands: **install, then announce**.
+
+Calls are made early.  A server that named a port is called at once and its answer awaited for a second, so that a
+refused port becomes a 425 while the client can still fall back.  A server that calls before it answers PORT is
+probing, and its answer is passed on when it is known whether the client can be called.
 
 At most one path is open.  It is replaced by the next set-up command, survives a transfer that was refused
-without a preliminary reply, and is settled by the final reply after one.
+without a preliminary reply, and is settled by the final reply after one.  "Transfer complete" for a download is
+held back until the path has delivered everything (a client should not read it before the octets), at most ten seconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from attrs import define, field
 
 from ..endpoints import ANY_PORT, Endpoint, Side
-from ..paths import Await, Call, PathSpec
+from ..paths import Await, Call, Direction, Leg, PathSpec
 from ..routes import Route
 from ..wire import hostport
 from ..wire.command import Command
@@ -33,18 +40,27 @@ from .ledger import Turn
 from .policy import Policy, Timeouts, active_refusal, passive_refusal
 from .verbs import TRANSFERS, Kind
 
-__all__ = ["Negotiation"]
+__all__ = ["Negotiation", "Translate"]
 
 CLIENT, SERVER = Side.CLIENT, Side.SERVER
+
+Translate = Literal["mirror", "active", "passive"]
+"""What the server hears: what the client said, always PORT or EPRT, always PASV or EPSV."""
+
+HOLD_SECONDS = 10.0
+NOT_UNDERSTOOD = frozenset({500, 501, 502, 504, 522})
+"""Replies to EPSV and EPRT after which PASV and PORT are worth a try."""
 
 
 @define
 class _Path:
     """The one path that the next transfer will use."""
 
+    reports_end: bool
     up: set[Side] = field(factory=set)
     concluded: bool = False
     """The server said 2yz before both legs were up; a client may still call."""
+    finished: bool = False
 
 
 @define
@@ -52,40 +68,75 @@ class _SetUp:
     """A set-up command under way."""
 
     turn: Turn
-    spec: PathSpec
-    waiting: bool = True
-    """For the plane, for our call to the server, or for our call to the client: nothing may overtake the line."""
+    client_passive: bool
+    server_passive: bool
+    client_leg: Leg
+    extended: bool
+    """The server is spoken to with EPSV and EPRT."""
+    waiting: bool = False
+    """For the plane or for a call: nothing of the server's may overtake our answer to the client."""
+    announced: Mapping[Side, Endpoint] = field(factory=dict)
     answer: list[bytes] = field(factory=list)
-    """The server's lines to be passed on once it is decided that the path works (active mode)."""
+    """The server's agreement to call us."""
     broken: bool = False
-    """The path failed before the server answered (active mode)."""
-
-    @property
-    def passive(self) -> bool:
-        return self.turn.kind is Kind.PASSIVE
+    """The path failed before the server agreed."""
 
 
 class Negotiation:
     """The data connection that the next transfer will use."""
 
-    __slots__ = ("_active_source_port", "_dialogue", "_epsv_all", "_path", "_policy", "_route", "_set_up", "_timeouts")
+    __slots__ = (
+        "_active_source_port",
+        "_block_mode",
+        "_dialogue",
+        "_direction",
+        "_epsv_all",
+        "_extended",
+        "_held",
+        "_path",
+        "_policy",
+        "_route",
+        "_set_up",
+        "_timeouts",
+        "_translate",
+    )
 
     def __init__(
-        self, dialogue: Dialogue, route: Route, policy: Policy, timeouts: Timeouts, active_source_port: int
+        self,
+        dialogue: Dialogue,
+        route: Route,
+        policy: Policy,
+        timeouts: Timeouts,
+        *,
+        active_source_port: int,
+        translate: Translate,
     ) -> None:
         self._dialogue = dialogue
         self._route = route
         self._policy = policy
         self._timeouts = timeouts
         self._active_source_port = active_source_port
+        self._translate = translate
         self._epsv_all = False
+        self._extended = True
+        """The server has not refused EPSV or EPRT yet."""
+        self._block_mode = False
+        """MODE B or C: one data connection may carry several files (RFC 959 section 3.4)."""
+        self._direction = Direction.DOWN
         self._path: _Path | None = None
         self._set_up: _SetUp | None = None
+        self._held: tuple[Turn, list[bytes]] | None = None
+        """A final reply that waits for the last octet of its download."""
 
     @property
     def waiting(self) -> bool:
-        """Nothing of the server may be read: it could overtake the line that announces the path."""
-        return self._set_up is not None and self._set_up.waiting
+        """Nothing of the server may be read now."""
+        return self._held is not None or (self._set_up is not None and self._set_up.waiting)
+
+    @property
+    def provides(self) -> list[bytes]:
+        """Features that the client may use whether the server has them or not."""
+        return [] if self._translate == "mirror" else [b"EPRT", b"EPSV"]
 
     # Commands
 
@@ -111,12 +162,15 @@ class Negotiation:
             self._dialogue.answer(522, f"Network protocol not supported, use ({own})")
         elif argument not in (b"", b"ALL", b"%d" % own):
             self._dialogue.answer(501, "EPSV takes a protocol number or ALL.")
-        elif not self._refused(verb, logged_in):
-            same_family = own == hostport.protocol_number(self._route.server.host)
-            if argument and (same_family or argument == b"ALL"):
-                verb += b" " + argument
-            self.drop("replaced by the next set-up command")
-            self._dialogue.forward(command, Kind.PASSIVE, verb + b"\r\n")
+        elif self._refused(verb, logged_in):
+            pass
+        elif argument == b"ALL" and self._translate != "mirror":
+            self._epsv_all = True
+            self._dialogue.answer(200, "EPSV ALL command successful.")
+        elif argument == b"ALL":
+            self._dialogue.forward(command, Kind.PASSIVE, b"EPSV ALL\r\n")
+        else:
+            self._begin(command, Await(self._route.orig_server.at(ANY_PORT), self._route.client.host))
 
     def active(self, command: Command, *, logged_in: bool) -> None:
         """PORT (RFC 959 section 4.1.2) and EPRT (RFC 2428 section 2)."""
@@ -138,36 +192,80 @@ class Negotiation:
         elif refusal := active_refusal(self._policy, named, peer):
             self._dialogue.answer(*refusal)
         else:
-            self.drop("replaced by the next set-up command")
-            turn = Turn(command, Kind.ACTIVE)
-            self._dialogue.ledger.add(turn)
-            route = self._route
-            self._open(
-                turn,
-                PathSpec(
-                    client=Call(Endpoint(peer, named.port), route.orig_server.at(self._active_source_port)),
-                    server=Await(route.proxy.at(ANY_PORT), route.server.host),
-                ),
-            )
+            self._begin(command, Call(Endpoint(peer, named.port), self._route.orig_server.at(self._active_source_port)))
 
-    # Replies
+    def _begin(self, command: Command, client_leg: Leg) -> None:
+        self.drop("replaced by the next set-up command")
+        client_passive = isinstance(client_leg, Await)
+        turn = Turn(command, Kind.PASSIVE if client_passive else Kind.ACTIVE)
+        self._dialogue.ledger.add(turn)
+        self._set_up = set_up = _SetUp(
+            turn,
+            client_passive=client_passive,
+            server_passive=client_passive if self._translate == "mirror" else self._translate == "passive",
+            client_leg=client_leg,
+            extended=self._route.server.host.version == 6 or (command.verb in (b"EPSV", b"EPRT") and self._extended),
+        )
+        if set_up.server_passive:
+            self._ask(set_up)
+        else:
+            self._open(set_up, Await(self._route.proxy.at(ANY_PORT), self._route.server.host))
+
+    # To and from the server
+
+    def _ask(self, set_up: _SetUp) -> None:
+        """PASV or EPSV; the protocol number as the client said it, where it means the same to the server."""
+        verb, command = b"PASV", set_up.turn.command
+        if set_up.extended:
+            verb = b"EPSV"
+            number = command.argument.strip() if command.verb == b"EPSV" else b""
+            if number == b"%d" % hostport.protocol_number(self._route.server.host):
+                verb += b" " + number
+        self._dialogue.server_out.append(Chunk(verb + b"\r\n"))
+
+    def _tell(self, set_up: _SetUp) -> None:
+        """PORT or EPRT with our own endpoint on the server's side."""
+        at = Endpoint(self._route.told(SERVER), set_up.announced[SERVER].port)
+        line = hostport.eprt(at) if set_up.extended or at.host.version == 6 else hostport.port(at)
+        self._dialogue.server_out.append(Chunk(line, alone=True))
+        set_up.waiting = False
 
     def answered(self, turn: Turn, judged: ReplyLine, lines: list[bytes]) -> None:
-        """The server's complete reply to PASV, EPSV, PORT or EPRT."""
-        code = judged.code
-        if not turn.ended_by(code):
-            self._dialogue.pass_on(lines)
-        elif turn.kind is Kind.ACTIVE:
-            self._active_answered(code, lines)
-        elif code in (227, 228, 229):
-            self._passive_answered(turn, judged)
+        """The server's complete final reply to PASV, EPSV, PORT or EPRT."""
+        code, set_up = judged.code, self._set_up
+        if set_up is None:  # EPSV ALL
+            self._epsv_all = 200 <= code < 300
+            self._pass_on(turn, lines)
+        elif set_up.extended and code in NOT_UNDERSTOOD and self._route.server.host.version == 4:
+            self._extended = set_up.extended = False
+            if set_up.server_passive:
+                self._ask(set_up)
+            elif set_up.broken:
+                self._no_data_connection()
+            else:
+                self._tell(set_up)
+        elif set_up.server_passive and code in (227, 228, 229):
+            self._named(set_up, judged)
+        elif not 200 <= code < 300:
+            self.drop("refused by the server")
+            self._pass_on(turn, lines)
+        elif set_up.server_passive:
+            if set_up.client_passive:  # a strange agreement, but without an endpoint a harmless one
+                self._pass_on(turn, lines)
+            else:
+                self._no_data_connection()
+        elif set_up.broken:
+            self._no_data_connection()
         else:
-            if turn.command.argument.strip().upper() == b"ALL" and 200 <= code < 300:
-                self._epsv_all = True
-            self._dialogue.pass_on(lines)
-            self._dialogue.end_turn()
+            set_up.answer = lines
+            # A server that has called already only gets on when our own call to the client is decided.
+            calling = isinstance(set_up.client_leg, Call) and self._path is not None and self._path.up == {SERVER}
+            if calling:
+                set_up.waiting = True
+            else:
+                self._offer(set_up)
 
-    def _passive_answered(self, turn: Turn, judged: ReplyLine) -> None:
+    def _named(self, set_up: _SetUp, judged: ReplyLine) -> None:
         """227 and 229 are told apart by their code and not by the command: translators on the way mix them up."""
         where: int | None = None
         if judged.code == 227:
@@ -177,75 +275,92 @@ class Negotiation:
             extended = hostport.parse_229(judged.text)
             where = extended[1] if extended else None
         if where is None or passive_refusal(self._policy, where):
-            self._dialogue.say(425, "The server named no usable data port.")
-            self._dialogue.end_turn()
-            return
-        route = self._route
-        self._open(
-            turn,
-            PathSpec(
-                client=Await(route.orig_server.at(ANY_PORT), route.client.host),
-                server=Call(route.server.at(where), route.proxy.at(ANY_PORT)),
-            ),
-        )
-
-    def _active_answered(self, code: int, lines: list[bytes]) -> None:
-        set_up = self._set_up
-        assert set_up is not None
-        if not 200 <= code < 300:
-            self._set_up = None
-            self.drop("refused by the server")
-            self._dialogue.pass_on(lines)
-            self._dialogue.end_turn()
-        elif set_up.broken:
-            self._no_data_connection()
+            self._no_data_connection("The server named no usable data port.")
         else:
-            set_up.answer = lines
-            # A server that has called already only gets on when our own call to the client is decided.
-            if self._path is not None and self._path.up == {SERVER}:
-                set_up.waiting = True
-            else:
-                self._offer(set_up)
+            self._open(set_up, Call(self._route.server.at(where), self._route.proxy.at(ANY_PORT)))
 
-    def _open(self, turn: Turn, spec: PathSpec) -> None:
-        self._set_up = _SetUp(turn, spec)
-        self._dialogue.act(OpenPath(spec))
+    def _open(self, set_up: _SetUp, server_leg: Leg) -> None:
+        set_up.waiting = True
+        self._dialogue.act(OpenPath(PathSpec(set_up.client_leg, server_leg)))
 
-    def _announce(self, set_up: _SetUp) -> None:
-        """Passive: the client may call now."""
-        assert isinstance(set_up.spec.client, Await)
-        told = Endpoint(self._route.told(CLIENT), set_up.spec.client.at.port)
-        extended = set_up.turn.command.verb == b"EPSV"
-        self._dialogue.client_out.append(Chunk(hostport.passive_reply(told, extended=extended), alone=True))
-        self._set_up = None
-        self._dialogue.end_turn()
+    # To the client
 
     def _offer(self, set_up: _SetUp) -> None:
-        """Active: the server has agreed to call us."""
-        self._dialogue.pass_on(set_up.answer)
-        self._set_up = None
-        self._dialogue.end_turn()
+        """The data connection is set up as far as it can be: the client's turn."""
+        verb = set_up.turn.command.verb
+        if set_up.client_passive:
+            told = Endpoint(self._route.told(CLIENT), set_up.announced[CLIENT].port)
+            line = hostport.passive_reply(told, extended=verb == b"EPSV")
+            self._dialogue.client_out.append(Chunk(line, alone=True))
+        elif set_up.answer:
+            self._dialogue.pass_on(set_up.answer)
+        else:
+            self._dialogue.say(200, f"{verb.decode()} command successful.")
+        self._end(set_up.turn)
 
-    def _no_data_connection(self) -> None:
+    def _pass_on(self, turn: Turn, lines: list[bytes]) -> None:
+        self._dialogue.pass_on(lines)
+        self._end(turn)
+
+    def _no_data_connection(self, text: str = "Can't open data connection.") -> None:
         """425 and not 5yz: the client may try again or fall back (RFC 6384 section 6 chooses the same)."""
-        self._set_up = None
+        assert self._set_up is not None
         self._path = None
-        self._dialogue.say(425, "Can't open data connection.")
-        self._dialogue.end_turn()
+        self._dialogue.say(425, text)
+        self._end(self._set_up.turn)
+
+    def _end(self, turn: Turn) -> None:
+        self._set_up = None
+        self._dialogue.end(turn)
 
     # Transfers
 
-    def transfer_sent(self, command: Command) -> None:
-        """A transfer verb is about to be forwarded."""
-        if self._path is not None:
-            self._dialogue.act(StartPath(TRANSFERS[command.verb], command.line))
+    def transfer_sent(self, command: Command) -> bool:
+        """A transfer verb is about to be forwarded.  False if it has no data connection to go by: a server that tried
+        its default port (RFC 959 section 3.2) would find us there, where nobody listens."""
+        if self._path is None:
+            return False
+        self._direction = TRANSFERS[command.verb]
+        self._dialogue.act(StartPath(self._direction, command.line))
+        return True
 
-    def transfer_ended(self, turn: Turn, positive: bool) -> None:
+    def transfer_ended(self, turn: Turn, positive: bool, lines: list[bytes]) -> None:
+        """The server's final reply to a transfer, which is passed on now or when the last octet was delivered."""
+        path = self._path
+        if (
+            positive
+            and path is not None
+            and path.reports_end
+            and not path.finished
+            and self._direction is Direction.DOWN
+            and not self._block_mode
+            and not self._dialogue.ledger.owes(Kind.ABORT)
+        ):
+            self._held = turn, lines
+            self._dialogue.act(Arm(Timer.HOLD, HOLD_SECONDS))
+            return
+        self._dialogue.pass_on(lines)
+        self._conclude(turn, positive)
+        self._dialogue.end(turn)
+
+    def release(self) -> None:
+        """Pass on what was held back."""
+        if self._held is not None:
+            (turn, lines), self._held = self._held, None
+            self._dialogue.pass_on(lines)
+            self._conclude(turn, True)
+            self._dialogue.end(turn)
+
+    def _conclude(self, turn: Turn, positive: bool) -> None:
         """The path's fate (PROTOCOL section 2.2).  A refusal without 1yz leaves it to the next try."""
         path = self._path
         if path is None or not (positive or turn.preliminary):
             return
-        if len(path.up) == 2:
+        if path.finished:
+            self._path = None
+        elif self._block_mode and len(path.up) == 2:
+            pass  # the next file may come by the same connection
+        elif len(path.up) == 2:
             self._settle()
         elif positive:
             # We call the server early, so a short transfer may be over before the client has called.
@@ -258,56 +373,70 @@ class Negotiation:
         self._dialogue.act(SettlePath())
 
     def drop(self, reason: str) -> None:
+        """The open path is void."""
         if self._path is not None:
             self._path = None
             self._dialogue.act(DropPath(reason))
 
+    def mode(self, argument: bytes) -> None:
+        """The server has accepted MODE (RFC 959 section 3.4)."""
+        self._block_mode = argument.strip().upper() in (b"B", b"C")
+
     def reset(self) -> None:
         """REIN: everything that was set up is void."""
-        self._epsv_all = False
+        self._epsv_all = self._block_mode = False
         self.drop("REIN")
 
     # The path
 
-    def path_opened(self, announced: Mapping[Side, Endpoint], *, ready: bool) -> None:
-        """The path of the last `OpenPath` stands.  `ready`: nothing more is awaited before it may be announced."""
+    def path_opened(self, announced: Mapping[Side, Endpoint], *, ready: bool, reports_end: bool) -> None:
+        """The path of the last `OpenPath` stands.  `ready`: no call of ours is undecided; `reports_end`: its end will
+        be reported by `path_finished`."""
         set_up = self._set_up
         assert set_up is not None
-        self._path = _Path()
-        if set_up.passive:
-            set_up.spec = PathSpec(Await(announced[CLIENT], self._route.client.host), set_up.spec.server)
-            if ready:
-                self._announce(set_up)
-            else:
-                self._dialogue.act(Arm(Timer.ANNOUNCE, self._timeouts.announce))
-            return
-        told = Endpoint(self._route.told(SERVER), announced[SERVER].port)
-        short = set_up.turn.command.verb == b"PORT" and told.host.version == 4
-        self._dialogue.server_out.append(Chunk(hostport.port(told) if short else hostport.eprt(told), alone=True))
-        set_up.waiting = False
+        self._path = _Path(reports_end)
+        set_up.announced = announced
+        if not set_up.server_passive:
+            self._tell(set_up)
+        elif ready:
+            self._offer(set_up)
+        elif set_up.client_passive:
+            self._dialogue.act(Arm(Timer.ANNOUNCE, self._timeouts.announce))
 
     def announce_overdue(self) -> None:
         """The server has not answered our call in time: let the client try; it may answer yet."""
-        if self._set_up is not None and self._set_up.passive and self._path is not None:
-            self._announce(self._set_up)
+        set_up = self._set_up
+        if set_up is not None and set_up.waiting and set_up.server_passive and set_up.client_passive and self._path:
+            self._offer(set_up)
 
     def path_refused(self) -> None:
         """No plane can carry the path of the last `OpenPath`."""
-        assert self._set_up is not None
         self._no_data_connection()
 
     def path_connected(self, side: Side) -> None:
         """A leg of the open path is up."""
-        if self._path is None:
+        path, set_up = self._path, self._set_up
+        if path is None:
             return
-        self._path.up.add(side)
-        set_up = self._set_up
-        if set_up is not None and set_up.passive and side is SERVER:
-            self._announce(set_up)
-        elif set_up is not None and set_up.answer and side is CLIENT:
-            self._offer(set_up)
-        elif self._path.concluded and len(self._path.up) == 2:
+        path.up.add(side)
+        if set_up is not None and set_up.waiting:
+            if set_up.server_passive:
+                decided = SERVER in path.up and (set_up.client_passive or CLIENT in path.up)
+            else:
+                decided = CLIENT in path.up
+            if decided:
+                self._offer(set_up)
+        elif path.concluded and len(path.up) == 2:
             self._settle()
+
+    def path_finished(self) -> None:
+        """Everything that will be delivered was delivered."""
+        if self._path is not None:
+            self._path.finished = True
+            if self._held is not None:
+                self.release()
+            elif self._path.concluded or self._block_mode:
+                self._path = None
 
     def path_failed(self) -> None:
         """The open path never came up and never will."""
@@ -315,7 +444,9 @@ class Negotiation:
             return
         self._path = None
         set_up = self._set_up
-        if set_up is not None and (set_up.passive or set_up.answer):
+        if self._held is not None:
+            self.release()
+        elif set_up is not None and set_up.waiting:
             self._no_data_connection()
         elif set_up is not None:
             set_up.broken = True

@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from ..paths import Direction
 
-__all__ = ["BARRIERS", "HTTP_VERBS", "TRANSFERS", "Kind", "kind_of"]
+__all__ = ["BARRIERS", "HTTP_VERBS", "REFUSED_FEATURES", "TLS_FEATURES", "TRANSFERS", "Kind", "kind_of"]
 
 
 class Kind(Enum):
@@ -34,6 +34,10 @@ class Kind(Enum):
     """REIN: back to the state before login (RFC 959 section 4.1.1)."""
     ENDING = auto()
     """QUIT."""
+    FEATURES = auto()
+    """FEAT: the reply is filtered."""
+    MODE = auto()
+    """MODE: in some modes a data connection carries several files."""
     BARRIER = auto()
     """Ordinary, but alone in flight: CCC, PBSZ, PROT."""
     REFUSED = auto()
@@ -58,7 +62,7 @@ _KINDS = {
     **dict.fromkeys((b"PORT", b"EPRT"), Kind.ACTIVE),
     **dict.fromkeys(TRANSFERS, Kind.TRANSFER),
     **dict.fromkeys((b"CCC", b"PBSZ", b"PROT"), Kind.BARRIER),
-    # RFC 1639; pure-ftpd; pure-ftpd; FXP with TLS roles swapped; GridFTP striping
+    # LPRT and LPSV RFC 1639; pure-ftpd; pure-ftpd; FXP with TLS roles swapped; GridFTP striping
     **dict.fromkeys(
         (b"LPRT", b"LPSV", b"SPSV", b"ESTA", b"ESTP", b"CPSV", b"SSCN", b"SPAS", b"SPOR", b"ERET", b"ESTO"),
         Kind.REFUSED,
@@ -67,9 +71,17 @@ _KINDS = {
     b"REIN": Kind.RESET,
     b"QUIT": Kind.ENDING,
     b"ABOR": Kind.ABORT,
+    b"FEAT": Kind.FEATURES,
+    b"MODE": Kind.MODE,
 }
 
 BARRIERS = frozenset({Kind.PASSIVE, Kind.ACTIVE, Kind.TRANSFER, Kind.SECURITY, Kind.RESET, Kind.BARRIER})
+
+TLS_FEATURES = frozenset({b"AUTH", b"PBSZ", b"PROT", b"CCC"})
+"""Labels of FEAT that go with TLS (RFC 4217 section 6)."""
+
+REFUSED_FEATURES = frozenset(verb for verb, kind in _KINDS.items() if kind is Kind.REFUSED) | {b"ALGS"}
+"""Labels of FEAT that promise what we refuse (ALGS: RFC 6384 section 13)."""
 
 HTTP_VERBS = frozenset(
     {b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"DELETE", b"PATCH", b"TRACE", b"PRI"}

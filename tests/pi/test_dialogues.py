@@ -53,7 +53,7 @@ class Stage:
         elif word[:1] in SIDES and word[1:] == ".":
             self.interpreter.receive(SIDES[word[0]], b"")
         elif word[:1] in SIDES and word[1:] == ">":
-            assert self.take_line(SIDES[word[0]]) == line.rest
+            assert self.take_line(SIDES[word[0]]) == scripts.text(line)
             return
         elif word == "opened":
             self.opening = False
@@ -66,6 +66,8 @@ class Stage:
             self.interpreter.path_connected(Side(line.rest))
         elif word == "failed":
             self.interpreter.path_failed()
+        elif word == "finished":
+            self.interpreter.path_finished()
         elif word == "timer":
             self.interpreter.timer(Timer(line.rest))
         else:

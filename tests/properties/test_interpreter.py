@@ -160,6 +160,8 @@ def test_replies_leave_in_the_order_of_the_commands(lines: list[bytes]) -> None:
         line, _, _ = bytes(stage.said[SERVER][seen:]).partition(b"\r\n")
         seen += len(line) + 2
         stage.say(SERVER, [b"250 " + line + b"\r\n"])
+        stage.interpreter.timer(Timer.HOLD)
+        stage.pump()
     answers = bytes(stage.said[CLIENT]).splitlines()[1:]
     assert len(answers) == len(lines)
     for line, answer in zip(tagged, answers, strict=True):
@@ -250,7 +252,7 @@ def test_a_flood_is_not_read() -> None:
     """Item 45: what cannot be forwarded yet is not read either, and holds no memory."""
     stage = Stage()
     stage.say(SERVER, [b"220 ready\r\n"])
-    stage.say(CLIENT, [b"RETR x\r\n"])
+    stage.say(CLIENT, [b"REIN\r\n"])
     stage.say(CLIENT, [b"NOOP\r\n"] * 10_000)
     assert stage.needs[CLIENT] is Need.PEER
     assert len(stage.waiting[CLIENT]) >= 9_990

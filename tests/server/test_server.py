@@ -31,7 +31,7 @@ class IdlePath:
     def __init__(self, owner: PathOwner) -> None:
         self.owner = owner
         self.announced = {Side.CLIENT: Endpoint.parse("127.0.0.1:20001")}
-        self.ready = True
+        self.ready = self.reports_end = True
 
     def start(self, direction: Direction) -> None: ...
 
@@ -295,6 +295,22 @@ def open_path(stage: Stage, client: socket.socket, origin: socket.socket) -> Idl
     origin.send(b"227 (127,0,0,1,200,1)\r\n")
     stage.hears(client, b"227 Entering Passive Mode (127,0,0,1,78,33)\r\n")
     return stage.plane.paths[-1]
+
+
+def test_an_abort_is_urgent(stage: Stage) -> None:
+    """Items 9, 10, 15: the DM of the Synch is TCP urgent data, in both directions."""
+    stage.serve()
+    client = stage.client()
+    origin = stage.accepted()
+    path = open_path(stage, client, origin)
+    client.send(b"RETR x\r\n")
+    stage.hears(origin, b"RETR x\r\n")
+    path.owner.connected(path, Side.SERVER)
+    path.owner.connected(path, Side.CLIENT)
+    client.send(b"ABOR\r\n", socket.MSG_OOB)  # as CPython's ftplib does: the line's LF is urgent
+    stage.hears(origin, b"\xff\xf4\xff")
+    assert origin.recv(1, socket.MSG_OOB) == b"\xf2"
+    stage.hears(origin, b"ABOR\r\n")
 
 
 def test_idle_time_stands_still_while_data_flows(stage: Stage) -> None:

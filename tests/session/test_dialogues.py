@@ -12,7 +12,7 @@ import pytest
 
 from ftpproxy.dtp.plane import PathOwner, Refused
 from ftpproxy.endpoints import Endpoint, Side
-from ftpproxy.paths import Direction, PathSpec
+from ftpproxy.paths import Direction, PathSpec, Tally
 from ftpproxy.pi.actions import Timer
 from ftpproxy.pi.policy import Timeouts
 from ftpproxy.session import Session, Terms
@@ -29,6 +29,7 @@ class ScriptedPath:
         self.owner = owner
         self.announced = announced
         self.ready = ready
+        self.reports_end = True
         self._asked = asked
 
     def start(self, direction: Direction) -> None:
@@ -98,6 +99,7 @@ class Stage:
         for peer in self.peers.values():
             peer.setblocking(False)
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self.settle()
 
     def settle(self) -> None:
@@ -153,18 +155,20 @@ class Stage:
         elif side and word[1:] == ".":
             self.peers[side].shutdown(socket.SHUT_WR)
         elif side and word[1:] == ">":
-            assert self.take_line(side) == line.rest
+            assert self.take_line(side) == scripts.text(line)
         elif word == "open":
             assert self.take_asked() == f"open {line.rest}"
         elif word == "start":
             assert self.take_asked() == "start " + line.rest.split()[0]
         elif word == "drop":
             assert self.take_asked() == "close"
-        elif word in ("connected", "failed"):
+        elif word in ("connected", "failed", "finished"):
             path = self.plane.path
             assert path is not None
             if word == "failed":
                 path.owner.failed(path, "as the script says")
+            elif word == "finished":
+                path.owner.finished(path, Tally(1, 0, 1.0))
             else:
                 path.owner.connected(path, Side(line.rest))
         elif word == "timer":
