@@ -107,6 +107,7 @@ def _service(config: ServiceConfig, board: Switchboard, elements: netfilter.Elem
         gate=gate,
         listen=config.listen,
         clients=config.clients,
+        policies=config.policies,
         servers=config.servers if config.mode == "reverse" else None,
         most_sessions=config.limits.sessions,
         most_per_client=config.limits.per_client,

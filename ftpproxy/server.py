@@ -18,12 +18,13 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from . import sockets
 from .endpoints import Endpoint, IPAddress
 from .intercept.interceptor import Gate, GateError
 from .log import event
+from .pi.policy import Policies
 from .session import Session, Terms
 from .switchboard import READ, Switchboard, Watch
 from .wire.reply import reply
@@ -51,6 +52,8 @@ class Service:
     listen: Sequence[Endpoint]
     clients: Sequence[IPv4Network | IPv6Network] = ()
     """Who may use it; empty: everybody."""
+    policies: Policies | None = None
+    """By client; None: the policy of `terms` for everybody."""
     servers: Sequence[Endpoint] | None = None
     """Reverse mode: whom to call, one a family at most.  None: whom the client dialled."""
     most_sessions: int = 1000
@@ -59,6 +62,11 @@ class Service:
     @property
     def name(self) -> str:
         return self.terms.service
+
+    def terms_for(self, client: IPAddress) -> Terms:
+        """What holds for a session of `client`."""
+        policy = self.policies.policy_for(client) if self.policies is not None else self.terms.policy
+        return self.terms if policy is self.terms.policy else evolve(self.terms, policy=policy)
 
     def server_for(self, orig_server: Endpoint) -> Endpoint:
         """Whom to call for a client that dialled `orig_server`; a server of its own family is preferred."""
@@ -175,7 +183,7 @@ class Server:
                 client=client,
                 orig_server=orig_server,
                 server=server,
-                terms=service.terms,
+                terms=service.terms_for(client.host),
                 board=self._board,
                 ended=self._ended,
             )

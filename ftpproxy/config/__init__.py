@@ -19,9 +19,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from ..pi.policy import CommandRule
 from .checks import check_service, check_together
 from .reading import Found, key_path, read
-from .tables import ServiceTable, keys
+from .tables import CommandRuleTable, ServiceTable, keys
 from .values import (
     Announce,
     Config,
@@ -116,8 +117,9 @@ def show(config: Config) -> str:
     blocks = [_block("[log]", config.log)]
     for service in config.services:
         table = ServiceTable.of(service)
-        blocks.append(_block("[[service]]", table, without=("policy", "limits", "tls")))
+        blocks.append(_block("[[service]]", table, without=("policy", "limits", "tls", "rule")))
         blocks += [_block(f"[service.{name}]", getattr(table, name)) for name in ("policy", "limits", "tls")]
+        blocks += [_block("[[service.rule]]", rule) for rule in table.rule]
     return "\n".join(blocks)
 
 
@@ -137,14 +139,19 @@ def _toml(value: Any) -> str:
         return str(value)
     if isinstance(value, float):
         return json.dumps(_time(value))
-    if isinstance(value, Announce):
-        given = {key: getattr(value, key) for key in keys(Announce) if getattr(value, key) is not None}
+    if isinstance(value, CommandRule):
+        value = CommandRuleTable.of(value)
+    if isinstance(value, Announce | CommandRuleTable):
+        given = {key: getattr(value, key) for key in keys(type(value)) if getattr(value, key) is not None}
         return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in given.items()) + " }" if given else "{}"
     if isinstance(value, frozenset):
         return _toml(tuple(sorted(value)))
     if type(value) is tuple:  # Endpoint and PortSpan are tuples too, but written as strings
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(str(value))
+    if isinstance(value, re.Pattern):
+        value = value.pattern.decode()
+    # JSON writes strings as TOML does, but for characters above the basic plane and for DEL
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _time(seconds: float) -> str:

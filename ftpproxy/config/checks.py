@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Network, IPv6Network
 from itertools import combinations
 
 from ..endpoints import Endpoint, IPAddress
+from ..pi.filter import UNTRANSLATED, verbs_of
+from ..pi.policy import IPNetwork, Policy
 from .reading import Found, Where
 from .tables import ServiceTable
 from .values import ServiceConfig
@@ -24,6 +27,10 @@ MOST_SESSIONS = 1_000_000
 """A session needs descriptors, and the kernel has no more for a process (fs.nr_open)."""
 
 
+MOST_PATIENCE = 1_000_000
+"""More than any session would do."""
+
+
 def family(host: IPAddress) -> str:
     return f"IPv{host.version}"
 
@@ -31,6 +38,8 @@ def family(host: IPAddress) -> str:
 def check_service(service: ServiceTable) -> Iterator[Found]:
     """Places are relative to the service."""
     yield from _numbers(service)
+    yield from _policies(service)
+    yield from _rules(service)
     yield from _listeners(service)
     yield from _mode(service)
     yield from _addresses(service)
@@ -50,11 +59,56 @@ def _numbers(service: ServiceTable) -> Iterator[Found]:
     for name, floor in FLOORS.items():
         if getattr(service.limits, name) < floor:
             yield ("limits", name), f'is at least "{floor:g}s": less breaks honest peers'
-    if not 1 <= service.policy.min_data_port <= 65535:
-        yield ("policy", "min_data_port"), f"{service.policy.min_data_port} is not a port from 1 to 65535"
-    for port in sorted(service.policy.deny_data_ports):
+
+
+def _policies(service: ServiceTable) -> Iterator[Found]:
+    policies: list[tuple[Where, Policy]] = [(("policy",), service.policy)]
+    policies += [(("rule", index), rule) for index, rule in enumerate(service.rule)]
+    for where, policy in policies:
+        yield from ((where + place, reason) for place, reason in _policy(policy))
+        for profile in ("read_only", "anonymous_only"):
+            if getattr(policy, profile) and service.tls.mode == "pass":
+                yield (*where, profile), 'needs [service.tls] mode = "refuse": TLS that passes unread is not filtered'
+
+
+def _policy(policy: Policy) -> Iterator[Found]:
+    if not 1 <= policy.min_data_port <= 65535:
+        yield ("min_data_port",), f"{policy.min_data_port} is not a port from 1 to 65535"
+    for port in sorted(policy.deny_data_ports):
         if not 1 <= port <= 65535:
-            yield ("policy", "deny_data_ports"), f"{port} is not a port from 1 to 65535"
+            yield ("deny_data_ports",), f"{port} is not a port from 1 to 65535"
+    for name in ("login_attempts", "unknown_verbs"):
+        if not 1 <= getattr(policy, name) <= MOST_PATIENCE:
+            yield (name,), f"{getattr(policy, name)} is not a number from 1 to {MOST_PATIENCE}"
+    for index, rule in enumerate(policy.commands):
+        if rule.allow and (verbs := verbs_of(rule.command)) and verbs <= UNTRANSLATED:
+            yield (
+                ("commands", index, "allow"),
+                f"{rule.command} cannot be allowed: the addresses that it is about would not be translated",
+            )
+        for earlier in policy.commands[:index]:
+            if earlier.argument is None and earlier.command == rule.command:
+                yield ("commands", index), f"is never reached: an earlier rule decides about every {rule.command}"
+                break
+
+
+def _rules(service: ServiceTable) -> Iterator[Found]:
+    earlier: list[tuple[int, IPNetwork]] = []
+    for number, rule in enumerate(service.rule):
+        if not rule.clients:
+            yield ("rule", number, "clients"), 'is empty: name the networks that the rule is for, as in ["10.0.0.0/8"]'
+        for index, network in enumerate(rule.clients):
+            covering = [each for each in earlier if _covers(each[1], network)]
+            if covering:
+                where = f"{covering[0][1]} of rule[{covering[0][0]}]"
+                yield ("rule", number, "clients", index), f"is never reached: {where} comes first"
+        earlier += [(number, network) for network in rule.clients]
+
+
+def _covers(one: IPNetwork, other: IPNetwork) -> bool:
+    if isinstance(one, IPv4Network):
+        return isinstance(other, IPv4Network) and other.subnet_of(one)
+    return isinstance(other, IPv6Network) and other.subnet_of(one)
 
 
 def _listeners(service: ServiceTable) -> Iterator[Found]:

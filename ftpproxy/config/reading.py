@@ -26,8 +26,11 @@ from cattrs import (
 from cattrs.gen import make_dict_structure_fn, override
 
 from ..endpoints import Endpoint, IPAddress, parse_address
-from .tables import CHOICES, ELSEWHERE, SECTIONS, keys
-from .values import IPNetwork, PortSpan
+from ..pi.filter import GROUPS, KNOWN
+from ..pi.policy import CommandName, CommandRule, IPNetwork, Policy
+from .patterns import compile_pattern
+from .tables import CHOICES, ELSEWHERE, SECTIONS, CommandRuleTable, RuleTable, keys
+from .values import PortSpan
 
 __all__ = ["Found", "Where", "key_path", "read"]
 
@@ -114,6 +117,26 @@ def _span(value: object, _: object) -> PortSpan:
     return PortSpan(first, last)
 
 
+def _command(value: object, _: object) -> CommandName:
+    text = _string(value, 'a command in a string, such as "DELE"')
+    if text == "*" or text in GROUPS:
+        return CommandName(text)
+    if text.startswith("@"):
+        raise ValueError(f"{text!r} is no group of commands; known: {', '.join(GROUPS)}")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]{2,15}( [A-Za-z0-9_-]{1,32})?", text):
+        raise ValueError(f'{text!r} is not a command such as "DELE", "SITE EXEC", "@write" or "*"')
+    name = text.upper()
+    verb = name.partition(" ")[0]
+    known = sorted(each.decode() for each in KNOWN)
+    if verb not in known and (close := difflib.get_close_matches(verb, known, 1, 0.75)):
+        raise ValueError(f"{text!r} is not known; did you mean {close[0]}?")
+    return CommandName(name)
+
+
+def _pattern(value: object, _: object) -> re.Pattern[bytes]:
+    return compile_pattern(_string(value, "a regular expression in a string"))
+
+
 def _choice(words: tuple[Any, ...]) -> Callable[[object, object], Any]:
     def read(value: object, _: object) -> Any:
         if type(value) is not type(words[0]):
@@ -145,8 +168,8 @@ def _array(container: Callable[[Iterable[Any]], Any], element: Any) -> Callable[
 
 def _table(table: type) -> Callable[[object, object], Any]:
     overrides = {name: override(omit=True) for name in ELSEWHERE.get(table, ())}
-    for (owner, name), words in CHOICES.items():
-        if owner is table:
+    if issubclass(table, Policy):
+        for name, words in CHOICES.items():
             overrides[name] = override(struct_hook=_choice(words))
     structure: Callable[[Mapping[str, Any], Any], Any] = make_dict_structure_fn(
         table,
@@ -163,6 +186,21 @@ def _table(table: type) -> Callable[[object, object], Any]:
     return read
 
 
+def _command_rule(value: object, _: object) -> CommandRule:
+    return _converter().structure(value, CommandRuleTable).rule()
+
+
+def _rule_table() -> Callable[[object, object], RuleTable]:
+    table = _table(RuleTable)
+
+    def read(value: object, kind: object) -> RuleTable:
+        rule: RuleTable = table(value, kind)
+        assert isinstance(value, dict)
+        return attrs.evolve(rule, given=frozenset(value))
+
+    return read
+
+
 def _origin(kind: Any) -> Any:
     return get_origin(kind)
 
@@ -171,6 +209,10 @@ def _origin(kind: Any) -> Any:
 def _converter() -> Converter:
     converter = Converter(detailed_validation=True)
     converter.register_structure_hook_factory(attrs.has, _table)
+    converter.register_structure_hook_factory(lambda kind: kind is RuleTable, lambda _: _rule_table())
+    converter.register_structure_hook_func(lambda kind: kind is CommandRule, _command_rule)
+    converter.register_structure_hook_func(lambda kind: kind in (CommandName, CommandName | None), _command)
+    converter.register_structure_hook_func(lambda kind: kind in (re.Pattern[bytes], re.Pattern[bytes] | None), _pattern)
     converter.register_structure_hook_func(lambda kind: _origin(kind) is tuple, _read_tuple)
     converter.register_structure_hook_func(lambda kind: kind == frozenset[int], _array(frozenset, int))
     converter.register_structure_hook_func(lambda kind: _origin(kind) is Literal, _read_literal)

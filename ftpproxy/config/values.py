@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, NamedTuple
 
 from attrs import frozen
 
 from ..endpoints import Endpoint, IPAddress
-from ..pi.policy import Policy, Timeouts
+from ..pi.policy import IPNetwork, NetworkRule, Policies, Policy, Timeouts
 
 __all__ = [
     "Announce",
@@ -22,8 +21,6 @@ __all__ = [
     "Problem",
     "ServiceConfig",
 ]
-
-IPNetwork = IPv4Network | IPv6Network
 
 
 @frozen
@@ -100,8 +97,14 @@ class ServiceConfig:
     active_source_port: Literal[0, 20] = 0
     """The port that active data reaches the client from; 0: any."""
     policy: Policy = DEFAULT_POLICY
+    rules: tuple[NetworkRule, ...] = ()
+    """Clients with another policy, whole."""
     limits: Limits = Limits()
     timeouts: Timeouts = DEFAULT_TIMEOUTS
+
+    @property
+    def policies(self) -> Policies:
+        return Policies(self.policy, self.rules)
 
 
 @frozen(kw_only=True)

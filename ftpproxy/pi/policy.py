@@ -1,27 +1,71 @@
 """What a service allows, and how long it waits: plain values that the administrator sets.
 
 `active_refusal` and `passive_refusal` are the gate-keepers of every data connection (RFC 2577 sections 3 and
-4): nothing that a peer writes selects a host, and only ports that pass here are ever named to a plane.
+4): nothing that a peer writes selects a host, and only ports that pass here are ever named to a plane.  What the
+rules on commands mean is `filter`'s; `Policies` is what a service has: one policy, and others for certain networks.
 """
 
 from __future__ import annotations
+
+import re
+from ipaddress import IPv4Network, IPv6Network
+from typing import NewType
 
 from attrs import frozen
 
 from ..endpoints import Endpoint, IPAddress
 
-__all__ = ["DEFAULT_DENIED_PORTS", "Policy", "Timeouts", "active_refusal", "passive_refusal"]
+__all__ = [
+    "DEFAULT_DENIED_PORTS",
+    "CommandName",
+    "CommandRule",
+    "IPNetwork",
+    "NetworkRule",
+    "Policies",
+    "Policy",
+    "Timeouts",
+    "active_refusal",
+    "passive_refusal",
+]
+
+IPNetwork = IPv4Network | IPv6Network
 
 DEFAULT_DENIED_PORTS = frozenset(
     {1433, 1521, 3128, 3306, 3389, 5432, 5900, *range(6000, 6064), 6379, 8080, 9200, 11211, 27017}
 )
 """Ports of services that a browser or a confused deputy could be aimed at (PROTOCOL section 6.2)."""
 
+CommandName = NewType("CommandName", str)
+"""`RETR`; `SITE EXEC`, a verb and the first word of its argument; `@write`, a group of verbs; `*`, every verb.
+Verbs and second words in upper case, groups in lower case."""
+
+
+@frozen(kw_only=True)
+class CommandRule:
+    """Commands that are let through or refused."""
+
+    allow: bool
+    command: CommandName
+    argument: re.Pattern[bytes] | None = None
+    """Concerns only commands in whose argument this is found, behind the second word where `command` has two."""
+
 
 @frozen(kw_only=True)
 class Policy:
     """What one service allows."""
 
+    commands: tuple[CommandRule, ...] = ()
+    """The first that concerns a command decides, also about what is denied by default."""
+    deny: tuple[CommandName, ...] = ()
+    """Commands refused, behind `commands`."""
+    read_only: bool = False
+    """Nothing on the server may be changed."""
+    anonymous_only: bool = False
+    """USER may name `anonymous` and `ftp` only."""
+    login_attempts: int = 5
+    """Refused logins that end a session (RFC 2577 section 5)."""
+    unknown_verbs: int = 10
+    """Verbs that nobody knows, before login, that end a session."""
     min_data_port: int = 1024
     """Lowest port that PORT, EPRT, 227 and 229 may name (RFC 2577 section 3)."""
     deny_data_ports: frozenset[int] = DEFAULT_DENIED_PORTS
@@ -37,6 +81,30 @@ class Policy:
     """`pass`: AUTH goes to the server and, if it accepts, the session is carried unread.  `refuse`: 502."""
 
 
+@frozen
+class NetworkRule:
+    """Clients with a policy of their own."""
+
+    clients: tuple[IPNetwork, ...]
+    policy: Policy
+
+
+@frozen
+class Policies:
+    """What a service allows to whom."""
+
+    default: Policy = Policy()
+    rules: tuple[NetworkRule, ...] = ()
+    """In order: the first with a network that `client` is in decides."""
+
+    def policy_for(self, client: IPAddress) -> Policy:
+        """The policy for sessions of `client`, an address without IPv4 mapping as in `Endpoint`."""
+        for rule in self.rules:
+            if any(client in network for network in rule.clients):
+                return rule.policy
+        return self.default
+
+
 @frozen(kw_only=True)
 class Timeouts:
     """Seconds; see docs/configuration.md for the reasons."""
@@ -47,6 +115,8 @@ class Timeouts:
     """For the server's first reply."""
     login: float = 120
     """From the greeting to a successful login."""
+    line: float = 60
+    """From the first octet of a command line to its end."""
     idle: float = 3600
     """Without a command or a reply, while no data connection carries."""
     data_setup: float = 120
