@@ -35,6 +35,7 @@ from ..wire.reply import NotAReply, ReplyLine, ReplyReader
 from ..wire.telnet import SYNCH, TelnetFilter
 from .actions import Action, Arm, Chunk, Hangup, Need, Timer
 from .dialogue import NO_COMMAND, Dialogue
+from .handover import HandOver
 from .ledger import Turn
 from .negotiation import Negotiation, Translate
 from .policy import Policy, Timeouts
@@ -81,6 +82,7 @@ class ProtocolInterpreter:
         "_dialogue",
         "_dismissed",
         "_empty_lines",
+        "_handover",
         "_held",
         "_logged_in",
         "_negotiation",
@@ -105,6 +107,7 @@ class ProtocolInterpreter:
         *,
         active_source_port: int = ANY_PORT,
         translate: Translate = "mirror",
+        handover: HandOver | None = None,
     ) -> None:
         self._policy = policy or Policy()
         self._timeouts = timeouts or Timeouts()
@@ -138,8 +141,16 @@ class ProtocolInterpreter:
         self._dismissed = False
         """After 421: whatever the server still says passes, nothing is matched."""
         self._over = False
-        self._dialogue.ledger.add(Turn(NO_COMMAND, Kind.GREETING))
-        self._dialogue.act(Arm(Timer.GREETING, self._timeouts.greeting))
+        self._handover = handover
+        if handover is None:
+            self._dialogue.ledger.add(Turn(NO_COMMAND, Kind.GREETING))
+            self._dialogue.act(Arm(Timer.GREETING, self._timeouts.greeting))
+        else:  # the server has greeted, and the client may have said USER or PASS
+            self._logged_in = handover.greeting == 230
+            self._held = handover.first
+            self._commands.feed(handover.client)
+            self._replies.feed(handover.server)
+            self._dialogue.act(Arm(Timer.LOGIN, self._timeouts.login))
 
     # What the session calls
 
@@ -286,6 +297,11 @@ class ProtocolInterpreter:
             self._dialogue.answer(502, "TLS is not available here.")
         elif kind is Kind.TRANSFER and not self._negotiation.transfer_sent(command):
             self._dialogue.answer(425, "Use PORT or PASV first.")
+        elif verb == b"USER" and self._handover is not None and command is not self._handover.first:
+            if (user := self._handover.user(command)) is not None:
+                self._dialogue.forward(user, kind, user.line + b"\r\n")
+            else:
+                self._dialogue.answer(503, "Log in to another server on another connection.")
         else:
             self._dialogue.forward(command, kind, command.line + b"\r\n")
 
