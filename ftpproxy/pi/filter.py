@@ -1,7 +1,7 @@
 """The command filter: which commands of a client a policy lets through, and when its patience ends.
 
-A `CommandFilter` is made once for a policy (`filter_of`), all its sessions share it.  The rules are looked through in this order,
-and the first that concerns a command decides:
+A `CommandFilter` is made once for a policy (`filter_of`), all its sessions share it.  The rules are looked through in
+this order, and the first that concerns a command decides:
 
 1. AUTH and what belongs to it, where the policy refuses TLS;
 2. `commands`, then `deny`: what the administrator wrote;
