@@ -230,6 +230,12 @@ class Session:
                 self._board.guard(self._pump, None, self.crashed)
             self._gone_if_done()
 
+    def delivered(self, path: Path) -> None:
+        """`PathOwner`."""
+        if (carried := self._carried.get(path)) and carried is self._open and self._interpreter is not None:
+            self._interpreter.path_delivered()
+            self._board.guard(self._pump, None, self.crashed)
+
     def finished(self, path: Path, tally: Tally) -> None:
         """`PathOwner`."""
         if carried := self._carried.pop(path, None):

@@ -11,7 +11,7 @@
     C. / S.          that side ends its stream
     open SPEC        a path is asked for
     opened [SIDE ENDPOINT ...] [ready] | refused      what the plane answers
-    connected SIDE | failed | finished                what the path reports
+    connected SIDE | failed | delivered | finished    what the path reports
     start DIRECTION LINE | settle | drop              what else is asked of the path
     timer NAME       a timer runs down
     hangup [drain]   the end

@@ -5,10 +5,11 @@ A plane is asked `carries(spec)`, then `open(spec, owner)`.  `open` never waits.
 * a `Path`, whose listener or kernel rule stands already, or
 * `Refused`, with a sentence for the log.
 
-From then on the path talks to its owner through three calls, never from inside `open`, `start` or `close`:
+From then on the path talks to its owner through four calls, never from inside `open`, `start` or `close`:
 
     connected(path, side)   the leg of that side is up (the peer called, or our call was answered)
     failed(path, why)       it never carried anything and never will: refused, timed out, peer gone
+    delivered(path)         everything that the server sent was handed on, its end of file included
     finished(path, tally)   it carried and ended; `tally.failed` says which end broke, if one did
 
 `failed` and `finished` exclude each other, come at most once, and nothing comes after them or after `close`.
@@ -48,7 +49,7 @@ class Path(Protocol):
 
     @property
     def reports_end(self) -> bool:
-        """`finished` comes when the last octet was delivered; False where the kernel carries and does not say."""
+        """`delivered` and `finished` will come; False where the kernel carries and does not say."""
 
     def start(self, direction: Direction) -> None:
         """The transfer verb was sent.  Octets may flow before it (a client may call early)."""
@@ -63,6 +64,8 @@ class PathOwner(Protocol):
     def connected(self, path: Path, side: Side) -> None: ...
 
     def failed(self, path: Path, why: str) -> None: ...
+
+    def delivered(self, path: Path) -> None: ...
 
     def finished(self, path: Path, tally: Tally) -> None: ...
 

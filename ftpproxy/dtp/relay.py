@@ -73,6 +73,7 @@ class RelayPath:
         self._set_up_at = self._board.now
         self._up_at = 0.0
         self._moved_at = 0.0
+        self._delivered = False
         self._over = False
 
     reports_end = True
@@ -157,6 +158,11 @@ class RelayPath:
         if from_here.ended and to_here.ended:
             self._end(None, "")
             return
+        if self._flows[Side.SERVER].ended and not self._delivered:
+            self._delivered = True
+            self._owner.delivered(self)
+            if self._over:
+                return
         for leg in self._legs.values():
             reading, writing = self._flows[leg.side].wants_read, self._flows[leg.side.peer].wants_write
             leg.watch.want((READ if reading else 0) | (WRITE if writing else 0))

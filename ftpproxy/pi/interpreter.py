@@ -226,6 +226,10 @@ class ProtocolInterpreter:
         """A leg of the open path is up."""
         self._negotiation.path_connected(side)
 
+    def path_delivered(self) -> None:
+        """Everything that the server sent on the open path was handed on to the client."""
+        self._negotiation.path_delivered()
+
     def path_finished(self) -> None:
         """The open path has carried and ended."""
         self._negotiation.path_finished()

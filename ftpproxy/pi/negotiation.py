@@ -60,6 +60,7 @@ class _Path:
     up: set[Side] = field(factory=set)
     concluded: bool = False
     """The server said 2yz before both legs were up; a client may still call."""
+    delivered: bool = False
     finished: bool = False
 
 
@@ -331,7 +332,7 @@ class Negotiation:
             positive
             and path is not None
             and path.reports_end
-            and not path.finished
+            and not path.delivered
             and self._direction is Direction.DOWN
             and not self._block_mode
             and not self._dialogue.ledger.owes(Kind.ABORT)
@@ -429,10 +430,16 @@ class Negotiation:
         elif path.concluded and len(path.up) == 2:
             self._settle()
 
+    def path_delivered(self) -> None:
+        """The client has been sent all, and its end."""
+        if self._path is not None:
+            self._path.delivered = True
+            self.release()
+
     def path_finished(self) -> None:
         """Everything that will be delivered was delivered."""
         if self._path is not None:
-            self._path.finished = True
+            self._path.delivered = self._path.finished = True
             if self._held is not None:
                 self.release()
             elif self._path.concluded or self._block_mode:

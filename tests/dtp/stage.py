@@ -76,6 +76,7 @@ class Owner:
         self.up: list[Side] = []
         self.why: str | None = None
         self.tally: Tally | None = None
+        self.was_delivered = False
         self.on_connected: Callable[[Path, Side], None] | None = None
         self._news = trio.Event()
 
@@ -90,6 +91,12 @@ class Owner:
         self._tell()
         if self.on_connected:
             self.on_connected(path, side)
+
+    def delivered(self, path: Path) -> None:
+        assert not self.over
+        assert not self.was_delivered
+        self.was_delivered = True
+        self._tell()
 
     def failed(self, path: Path, why: str) -> None:
         assert not self.over

@@ -249,3 +249,15 @@ async def test_a_crash_ends_one_path(stage: Stage, moment: str, monkeypatch: pyt
     await send(other.server, b"alive")
     assert await receive(other.client, 5) == b"alive"
     other.path.close()
+
+
+async def test_the_owner_hears_when_a_download_is_delivered(stage: Stage) -> None:
+    """Item 98: when the server's end of file was passed on, although the client keeps its own direction open."""
+    joined = await stage.joined()
+    joined.path.start(Direction.DOWN)
+    await send(joined.server, b"all", end=True)
+    assert await rest(joined.client) == b"all"
+    await joined.owner.until(lambda: joined.owner.was_delivered)
+    assert not joined.owner.over
+    joined.client.close()
+    assert clean(await joined.owner.end(), down=3, up=0)

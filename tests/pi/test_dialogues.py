@@ -66,6 +66,8 @@ class Stage:
             self.interpreter.path_connected(Side(line.rest))
         elif word == "failed":
             self.interpreter.path_failed()
+        elif word == "delivered":
+            self.interpreter.path_delivered()
         elif word == "finished":
             self.interpreter.path_finished()
         elif word == "timer":

@@ -162,11 +162,13 @@ class Stage:
             assert self.take_asked() == "start " + line.rest.split()[0]
         elif word == "drop":
             assert self.take_asked() == "close"
-        elif word in ("connected", "failed", "finished"):
+        elif word in ("connected", "failed", "delivered", "finished"):
             path = self.plane.path
             assert path is not None
             if word == "failed":
                 path.owner.failed(path, "as the script says")
+            elif word == "delivered":
+                path.owner.delivered(path)
             elif word == "finished":
                 path.owner.finished(path, Tally(1, 0, 1.0))
             else:
