@@ -352,12 +352,14 @@ class Session:
                 self._log(logging.WARNING, "data.refused", plane=plane.name, reason=path.why)
                 continue
             self._open = self._carried[path] = _Carried(path, plane.name)
+            self._log(logging.DEBUG, "data.open", plane=plane.name, spec=action.spec)
             interpreter.path_opened(path.announced, ready=path.ready, reports_end=path.reports_end)
             return
         interpreter.path_refused()
 
     def _drop(self, carried: _Carried) -> None:
-        self._carried.pop(carried.path, None)
+        if self._carried.pop(carried.path, None) is not None and len(carried.up) < 2:
+            self._log_missing(carried)
         carried.path.close()
         if carried is self._open:
             self._open = None
@@ -407,6 +409,20 @@ class Session:
     def _log(self, level: int, name: str, **fields: object) -> None:
         if log.isEnabledFor(level):
             event(log, level, name, session=self.number, **fields)
+
+    def _log_missing(self, carried: _Carried) -> None:
+        """A data connection that never came: the commonest fault of all, and mostly a firewall's."""
+        missing = [side for side in Side if side not in carried.up]
+        awaited = [f"{side} at {carried.path.announced[side]}" for side in missing if side in carried.path.announced]
+        self._log(
+            logging.WARNING if carried.what else logging.DEBUG,
+            "data.missing",
+            plane=carried.plane,
+            what=carried.what or None,
+            missing=" and ".join(map(str, missing)),
+            awaited=" and ".join(awaited) or None,
+            hint="does a firewall let it in?" if awaited and carried.what else None,
+        )
 
     def _log_transfer(self, carried: _Carried, tally: Tally) -> None:
         self._log(

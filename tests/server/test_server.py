@@ -313,6 +313,23 @@ def test_an_abort_is_urgent(stage: Stage) -> None:
     stage.hears(origin, b"ABOR\r\n")
 
 
+def test_a_data_connection_that_never_comes_is_said(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    stage.serve()
+    client = stage.client()
+    origin = stage.accepted()
+    path = open_path(stage, client, origin)
+    path.owner.connected(path, Side.SERVER)
+    client.send(b"RETR x\r\n")
+    stage.hears(origin, b"RETR x\r\n")
+    origin.close()
+    stage.sees_the_end(client)
+    (record,) = [record for record in caplog.records if record.message == "data.missing"]
+    fields = record.__dict__["fields"]
+    assert fields["what"] == b"RETR x"
+    assert fields["missing"] == "client"
+    assert fields["awaited"] == "client at 127.0.0.1:20001"
+
+
 def test_idle_time_stands_still_while_data_flows(stage: Stage) -> None:
     """Item 101: the control connection is not idle while its data connection carries."""
     stage.serve(timeouts=Timeouts(idle=300, login=100_000))
