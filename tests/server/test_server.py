@@ -156,6 +156,21 @@ def test_lines_pass_both_ways(stage: Stage) -> None:
     stage.until(lambda: not stage.server or not stage.server.sessions)
 
 
+def test_pipelining_costs_one_round_trip(stage: Stage) -> None:
+    """Twenty commands sent at once reach the server at once: it answers none before it has all of them."""
+    stage.serve()
+    client = stage.client()
+    origin = stage.accepted()
+    origin.send(b"220 hello\r\n")
+    stage.hears(client, b"220 hello\r\n")
+    commands = b"".join(b"SIZE %d\r\n" % number for number in range(20))
+    client.send(commands)
+    stage.hears(origin, commands)
+    answers = b"".join(b"213 %d\r\n" % number for number in range(20))
+    origin.send(answers)
+    stage.hears(client, answers)
+
+
 def test_the_cap_of_all_sessions(stage: Stage) -> None:
     """Item 142: one more than allowed is told 421 and closed; when somebody leaves there is room again."""
     stage.serve(most_sessions=1)
