@@ -26,6 +26,7 @@ class Timer(Enum):
 
     GREETING = "greeting"
     LOGIN = "login"
+    LINE = "line"
     ANNOUNCE = "announce"
     HOLD = "hold"
     ABORT = "abort"

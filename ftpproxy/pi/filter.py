@@ -3,11 +3,11 @@
 A `CommandFilter` is made once for a policy (`filter_of`), all its sessions share it.  The rules are looked through in
 this order, and the first that concerns a command decides:
 
-1. AUTH and what belongs to it, where the policy refuses TLS;
+1. commands that carry endpoints which nobody translates, and AUTH with what belongs to it where the policy refuses TLS;
 2. `commands`, then `deny`: what the administrator wrote;
 3. the profiles `anonymous_only` and `read_only`;
-4. what is denied by default (PROTOCOL section 6.9): old holes (RFC 2577 section 9), commands that carry endpoints
-   which nobody translates, mounts, protected commands outside a security session (RFC 2228).
+4. what is denied by default (PROTOCOL section 6.9): old holes (RFC 2577 section 9), mounts, protected commands outside
+   a security session (RFC 2228).
 
 They are sorted by verb beforehand, so that `judge` costs one look into a dictionary for a verb without conditions.
 
@@ -115,6 +115,7 @@ def _rule(command: str, refusal: Refusal | None, argument: re.Pattern[bytes] | N
 
 
 def _rules(policy: Policy) -> Iterable[_Rule]:
+    yield _Rule(UNTRANSLATED, b"", None, _NOT_HERE)
     if policy.tls == "refuse":
         yield _Rule(frozenset(_TLS), b"", None, _NO_TLS)
         yield _Rule(frozenset(_IN_TLS), b"", None, _NOT_SECURED)
@@ -133,7 +134,6 @@ def _rules(policy: Policy) -> Iterable[_Rule]:
         yield _rule("SITE", _READ_ONLY)
     for name in _DEFAULT_DENIED:
         yield _rule(name, _NOT_HERE)
-    yield _Rule(UNTRANSLATED, b"", None, _NOT_HERE)
     if policy.read_only:  # a verb that nobody knows may change things
         yield _Rule(KNOWN, b"", None, None)
         yield _rule("*", _NOT_HERE)
@@ -158,7 +158,7 @@ def _settled(rules: Iterable[_Rule]) -> _Verdict:
 class CommandFilter:
     """The rules of a policy, sorted by verb.  Immutable."""
 
-    __slots__ = ("_otherwise", "_verdicts")
+    __slots__ = ("_otherwise", "_refused", "_verdicts")
 
     def __init__(self, policy: Policy) -> None:
         rules = list(_rules(policy))
@@ -166,6 +166,7 @@ class CommandFilter:
         self._verdicts = {
             verb: _settled(each for each in rules if each.verbs is None or verb in each.verbs) for verb in verbs
         }
+        self._refused = frozenset(verb for verb, verdict in self._verdicts.items() if isinstance(verdict, Refusal))
         self._otherwise = _settled(rule for rule in rules if rule.verbs is None)
 
     def judge(self, command: Command) -> Refusal | None:
@@ -175,9 +176,10 @@ class CommandFilter:
             return verdict
         return _weigh(verdict, command.argument)
 
-    def refuses(self, verb: bytes) -> bool:
-        """Whether no command with this verb, in upper case, is let through: it has no place in FEAT."""
-        return isinstance(self._verdicts.get(verb, self._otherwise), Refusal)
+    @property
+    def refused(self) -> frozenset[bytes]:
+        """Known verbs of which no command is let through: they have no place in FEAT."""
+        return self._refused
 
 
 def _weigh(rules: list[_Rule], argument: bytes) -> Refusal | None:

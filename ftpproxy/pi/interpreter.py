@@ -13,9 +13,9 @@ a few things mean something:
 * AUTH: once the server has agreed, the rest is carried unread (RFC 4217 needs both ends to do their TLS);
 * QUIT, REIN, ABOR and 421, which end things.
 
-One octet's way: `receive` -> `TelnetFilter` -> `LineBuffer` -> `parse_command` or `ReplyReader` -> one of the
-methods below -> `take_output`.  Nobody is called back and no clock is read; timers are armed by an action and come
-back as `timer`.
+One octet's way: `receive` -> `Intake`, or `TelnetFilter` -> `LineBuffer` -> `ReplyCollector` -> one of the methods
+below -> `take_output`.  Nobody is called back and no clock is read; timers are armed by an action and come back as
+`timer`.
 
 Invariants (property tested): output is whole canonical lines; replies leave in the order of the commands; a
 line that names an endpoint leaves only after `path_opened`; at most one path is open; every host in a
@@ -29,43 +29,31 @@ from collections.abc import Mapping
 from ..endpoints import ANY_PORT, Endpoint, Side
 from ..routes import Route
 from ..wire import feat
-from ..wire.command import Command, parse_command
+from ..wire.command import Command
 from ..wire.lines import OVERLONG, LineBuffer
-from ..wire.reply import NotAReply, ReplyLine, ReplyReader
+from ..wire.reply import NotAReply, ReplyLine
 from ..wire.telnet import SYNCH, TelnetFilter
 from .actions import Action, Arm, Chunk, Hangup, Need, Timer
+from .collector import ReplyCollector, ReplyTooLong
 from .dialogue import NO_COMMAND, Dialogue
+from .filter import Refusal, filter_of
 from .handover import HandOver
+from .intake import LONGEST_COMMAND, Ending, Intake
 from .ledger import Turn
 from .negotiation import Negotiation, Translate
 from .policy import Policy, Timeouts
-from .verbs import HTTP_VERBS, REFUSED_FEATURES, TLS_FEATURES, Kind, kind_of
+from .verbs import REFUSED_FEATURES, Kind, kind_of
 
 __all__ = ["LONGEST_COMMAND", "LONGEST_REPLY", "ProtocolInterpreter"]
 
-LONGEST_COMMAND = 8192
-"""Octets; PATH_MAX is 4096 and Telnet escaping may double it."""
 LONGEST_REPLY = 32768
 """Octets of one line; real servers were seen with 17 kB."""
-LONGEST_HELD_REPLY = 256 * 1024
-"""Octets of a whole reply that may have to be replaced."""
-LONGEST_HELD_TRANSFER_REPLY = 8 * 1024
-"""Octets of a transfer's reply that is kept together; a longer one is passed on as it comes."""
-MOST_EMPTY_LINES = 10
 ENDING_SECONDS = 10.0
 """How long a server that said 421 may take to close."""
 ABORT_SECONDS = 2.0
 """How long a transfer may be unanswered after its ABOR was."""
 ABORTED_SECONDS = 5.0
 """How long the other answer to an abort may come late."""
-
-_KEPT_TOGETHER = {
-    Kind.PASSIVE: LONGEST_HELD_REPLY,
-    Kind.ACTIVE: LONGEST_HELD_REPLY,
-    Kind.FEATURES: LONGEST_HELD_REPLY,
-    Kind.TRANSFER: LONGEST_HELD_TRANSFER_REPLY,
-}
-"""Replies that are kept until they are complete, and how many octets of them."""
 
 CLIENT, SERVER = Side.CLIENT, Side.SERVER
 
@@ -76,25 +64,20 @@ class ProtocolInterpreter:
     __slots__ = (
         "_aborted",
         "_client_ended",
-        "_client_telnet",
-        "_commands",
-        "_commands_seen",
+        "_collector",
         "_dialogue",
         "_dismissed",
-        "_empty_lines",
+        "_filter",
         "_handover",
         "_held",
+        "_intake",
         "_logged_in",
         "_negotiation",
         "_over",
-        "_overlong_lines",
         "_policy",
-        "_reader",
         "_replies",
-        "_reply",
         "_server_ended",
         "_server_telnet",
-        "_streaming",
         "_timeouts",
         "_unread",
     )
@@ -120,22 +103,17 @@ class ProtocolInterpreter:
             active_source_port=active_source_port,
             translate=translate,
         )
-        self._client_telnet = TelnetFilter()
+        self._filter = filter_of(self._policy)
+        self._intake = Intake(self._policy, begun=handover is not None)
         self._server_telnet = TelnetFilter()
-        self._commands = LineBuffer(LONGEST_COMMAND)
         self._replies = LineBuffer(LONGEST_REPLY)
-        self._reader = ReplyReader()
+        self._collector = ReplyCollector()
         self._held: Command | None = None
         """A command that must wait for its turn."""
-        self._reply: list[bytes] = []
-        """Lines so far of a reply that we may have to replace."""
-        self._streaming = False
-        """The rest of the reply that is being read is passed on as it comes."""
         self._aborted = False
         """ABOR was answered a moment ago: a second answer may come late."""
         self._client_ended = self._server_ended = False
         self._logged_in = False
-        self._commands_seen = self._empty_lines = self._overlong_lines = 0
         self._unread = False
         """After AUTH: both directions pass as they are."""
         self._dismissed = False
@@ -148,7 +126,7 @@ class ProtocolInterpreter:
         else:  # the server has greeted, and the client may have said USER or PASS
             self._logged_in = handover.greeting == 230
             self._held = handover.first
-            self._commands.feed(handover.client)
+            self._intake.feed(handover.client, telnet=False)
             self._replies.feed(handover.server)
             self._dialogue.act(Arm(Timer.LOGIN, self._timeouts.login))
 
@@ -162,17 +140,17 @@ class ProtocolInterpreter:
             else:
                 self._server_ended = True
             return
-        buffer, telnet, out = (
-            (self._commands, self._client_telnet, self._dialogue.client_out)
-            if side is CLIENT
-            else (self._replies, self._server_telnet, self._dialogue.server_out)
-        )
         # Behind AUTH there may be TLS already, which is full of what Telnet would call commands.
-        if not (self._unread or self._dialogue.ledger.owes(Kind.SECURITY)):
-            octets, answer = telnet.feed(octets)
+        telnet = not (self._unread or self._dialogue.ledger.owes(Kind.SECURITY))
+        if side is CLIENT:
+            if answer := self._intake.feed(octets, telnet=telnet):
+                self._dialogue.client_out.append(Chunk(answer))
+            return
+        if telnet:
+            octets, answer = self._server_telnet.feed(octets)
             if answer:
-                out.append(Chunk(answer))
-        buffer.feed(octets)
+                self._dialogue.server_out.append(Chunk(answer))
+        self._replies.feed(octets)
 
     def next_action(self, side: Side) -> Action | Need:
         """What to do next, seen from this side.
@@ -206,6 +184,8 @@ class ProtocolInterpreter:
             self.dismiss("The server did not greet in time.")
         elif timer is Timer.LOGIN and not self._logged_in and not self._unread:
             self.dismiss("Login took too long.")
+        elif timer is Timer.LINE and self._intake.overdue and not self._unread:
+            self.dismiss("The command line took too long.")
 
     def dismiss(self, text: str) -> None:
         """End the session: 421 with this text to the client, then `Hangup`."""
@@ -244,68 +224,57 @@ class ProtocolInterpreter:
         while not self._dialogue.actions:
             if self._unread:
                 return self._pass_unread(
-                    self._commands, self._dialogue.server_out, self._client_ended, "the client closed"
+                    self._intake, self._dialogue.server_out, self._client_ended, "the client closed"
                 )
             command, self._held = self._held, None
             if command is None:
-                line = self._commands.next_line()
-                if line is None:
+                taken = self._intake.take(logged_in=self._logged_in)
+                if taken is None:
                     if self._client_ended:
                         self._client_gone()
-                        return Need.PEER
-                    return Need.DATA
-                if line is OVERLONG:
-                    self._overlong()
+                    elif self._intake.clock_due():
+                        self._dialogue.act(Arm(Timer.LINE, self._timeouts.line))
+                    return Need.PEER if self._client_ended else Need.DATA
+                if isinstance(taken, Refusal):
+                    self._dialogue.answer(*taken)
                     continue
-                command = parse_command(line)
+                if isinstance(taken, Ending):
+                    (self._hang_up if taken.silent else self.dismiss)(taken.reason)
+                    continue
+                command = taken
             kind = kind_of(command.verb)
             ledger = self._dialogue.ledger
             if kind in (Kind.ABORT, Kind.ENDING):
                 self._negotiation.release()  # who aborts or leaves does not wait for the last octet
             if ledger.admits(kind):
                 self._command(command, kind)
-            elif ledger.admits_out_of_band(kind, command) and not command.unclean:
+            elif ledger.admits_out_of_band(kind, command) and self._refusal(command, kind) is None:
                 self._interrupt(command, kind)
             else:
                 self._held = command
                 return Need.PEER
         return Need.PEER
 
-    def _overlong(self) -> None:
-        self._overlong_lines += 1
-        if self._overlong_lines > 1:
-            self.dismiss("Command lines are too long.")
-        else:
-            self._dialogue.answer(500, "The command line is too long.")
+    def _refusal(self, command: Command, kind: Kind) -> Refusal | None:
+        if command.unclean or (b"\0" in command.line and kind not in (Kind.ORDINARY, Kind.TRANSFER)):
+            return Refusal(501, "The command line contains CR or NUL.")
+        return self._filter.judge(command)
 
     def _command(self, command: Command, kind: Kind) -> None:
-        verb = command.verb
-        if not verb:
-            self._empty_lines += 1
-            if self._empty_lines > MOST_EMPTY_LINES:
-                self.dismiss("Too many empty lines.")
-            return
-        self._empty_lines = 0
-        self._commands_seen += 1
-        if self._commands_seen == 1 and verb in HTTP_VERBS:
-            self._hang_up("the client speaks HTTP")
-        elif command.unclean or (b"\0" in command.line and kind not in (Kind.ORDINARY, Kind.TRANSFER)):
-            self._dialogue.answer(501, "The command line contains CR or NUL.")
+        if command.verb == b"USER" and self._handover is not None and command is not self._handover.first:
+            if (user := self._handover.user(command)) is None:
+                self._dialogue.answer(503, "Log in to another server on another connection.")
+                return
+            command = user
+        if (refusal := self._refusal(command, kind)) is not None:
+            self._dialogue.answer(*refusal)
+            self._lose_patience(command, refusal.code)
         elif kind is Kind.PASSIVE:
             self._negotiation.passive(command, logged_in=self._logged_in)
         elif kind is Kind.ACTIVE:
             self._negotiation.active(command, logged_in=self._logged_in)
-        elif kind is Kind.REFUSED:
-            self._dialogue.answer(502, "Command not implemented.")
-        elif kind is Kind.SECURITY and self._policy.tls == "refuse":
-            self._dialogue.answer(502, "TLS is not available here.")
         elif kind is Kind.TRANSFER and not self._negotiation.transfer_sent(command):
             self._dialogue.answer(425, "Use PORT or PASV first.")
-        elif verb == b"USER" and self._handover is not None and command is not self._handover.first:
-            if (user := self._handover.user(command)) is not None:
-                self._dialogue.forward(user, kind, user.line + b"\r\n")
-            else:
-                self._dialogue.answer(503, "Log in to another server on another connection.")
         else:
             self._dialogue.forward(command, kind, command.line + b"\r\n")
 
@@ -340,31 +309,23 @@ class ProtocolInterpreter:
                 self.dismiss("The server sent a line that is too long.")
             elif self._dismissed:
                 self._dialogue.pass_on([line + b"\r\n"])
-            elif line or self._reader.inside:  # empty lines between replies are nothing
+            elif line or self._collector.inside:  # empty lines between replies are nothing
                 self._reply_line(line)
         return Need.PEER
 
     def _reply_line(self, line: bytes) -> None:
-        """Collect what may have to be replaced or held back, pass on the rest as it comes."""
+        head = self._dialogue.ledger.head
         try:
-            judged = self._reader.read(line)
+            lines, last = self._collector.take(line, head.kind if head is not None else Kind.ORDINARY)
         except NotAReply:
             self._not_a_reply(line)
-            return
-        head = self._dialogue.ledger.head
-        kind = head.kind if head is not None else Kind.ORDINARY
-        self._reply.append(judged.line + b"\r\n")
-        if judged.last:
-            lines, self._reply = self._reply, []
-            self._streaming = False
-            self._complete(judged, lines)
-        elif self._streaming or kind not in _KEPT_TOGETHER:
-            self._dialogue.pass_on(self._reply)
-            self._reply = []
-        elif sum(map(len, self._reply)) > _KEPT_TOGETHER[kind]:
-            if kind is not Kind.TRANSFER:
-                self.dismiss("The server sent a reply that is too long.")
-            self._streaming = True
+        except ReplyTooLong:
+            self.dismiss("The server sent a reply that is too long.")
+        else:
+            if last is not None:
+                self._complete(last, lines)
+            else:
+                self._dialogue.pass_on(lines)
 
     def _not_a_reply(self, line: bytes) -> None:
         turn = self._dialogue.ledger.head
@@ -409,7 +370,8 @@ class ProtocolInterpreter:
                 self._abort_answered(turns[1])
             return
         if turn.kind is Kind.FEATURES:
-            lines = self._features(code, lines)
+            hidden = REFUSED_FEATURES | self._filter.refused
+            lines = feat.reply_to_feat(code, lines, hidden, self._negotiation.provides)
         self._dialogue.pass_on(lines)
         if turn.kind is Kind.ABORT:
             self._abort_answered(turn, positive=positive)
@@ -428,6 +390,8 @@ class ProtocolInterpreter:
             self._negotiation.drop("AUTH")
             self._begin_unread()
         self._dialogue.end(turn)
+        if turn.kind is Kind.LOGIN:
+            self._lose_patience(turn.command, code)
 
     def _login_answered(self, turn: Turn, code: int) -> None:
         if code in (230, 232) or (code == 202 and turn.command.verb != b"USER"):
@@ -435,16 +399,9 @@ class ProtocolInterpreter:
         elif turn.command.verb == b"USER" and 300 <= code < 400:
             self._logged_in = False
 
-    def _features(self, code: int, lines: list[bytes]) -> list[bytes]:
-        """RFC 2389: nothing that we refuse, everything that we provide."""
-        added = self._negotiation.provides
-        if code not in (500, 502) and code != 211:
-            return lines
-        if code != 211 and not added:
-            return lines
-        shown = [line.removesuffix(b"\r\n") for line in lines] if code == 211 else [b"211 "]
-        hidden = REFUSED_FEATURES | TLS_FEATURES if self._policy.tls == "refuse" else REFUSED_FEATURES
-        return [line + b"\r\n" for line in feat.filtered(shown, hidden, added)]
+    def _lose_patience(self, command: Command, code: int) -> None:
+        if text := self._intake.patience.login_answered(command.verb, code):
+            self.dismiss(text)
 
     def _abort_answered(self, turn: Turn, *, positive: bool = True) -> None:
         if positive:
@@ -472,13 +429,13 @@ class ProtocolInterpreter:
     def _begin_unread(self) -> None:
         """From here on TLS, if anything (RFC 4217 section 4): plain text sent along with AUTH is an injection."""
         self._unread = True
-        early = bytes(self._commands.take_rest())
+        early = self._intake.take_rest()
         if self._held is not None or not b"\x16\x03".startswith(early[:2]):
             self._hang_up("the client sent plain text behind AUTH")
         else:
-            self._commands.feed(early)
+            self._intake.feed(early, telnet=False)
 
-    def _pass_unread(self, buffer: LineBuffer, out: list[Chunk], ended: bool, reason: str) -> Need:
+    def _pass_unread(self, buffer: LineBuffer | Intake, out: list[Chunk], ended: bool, reason: str) -> Need:
         if octets := buffer.take_rest():
             out.append(Chunk(octets))
         if ended:

@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from ..paths import Direction
 
-__all__ = ["BARRIERS", "HTTP_VERBS", "REFUSED_FEATURES", "TLS_FEATURES", "TRANSFERS", "Kind", "kind_of"]
+__all__ = ["BARRIERS", "HTTP_VERBS", "REFUSED_FEATURES", "TRANSFERS", "Kind", "kind_of"]
 
 
 class Kind(Enum):
@@ -76,9 +76,6 @@ _KINDS = {
 }
 
 BARRIERS = frozenset({Kind.PASSIVE, Kind.ACTIVE, Kind.TRANSFER, Kind.SECURITY, Kind.RESET, Kind.BARRIER})
-
-TLS_FEATURES = frozenset({b"AUTH", b"PBSZ", b"PROT", b"CCC"})
-"""Labels of FEAT that go with TLS (RFC 4217 section 6)."""
 
 REFUSED_FEATURES = frozenset(verb for verb, kind in _KINDS.items() if kind is Kind.REFUSED) | {b"ALGS"}
 """Labels of FEAT that promise what we refuse (ALGS: RFC 6384 section 13)."""

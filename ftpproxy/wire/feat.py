@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-__all__ = ["filtered"]
+__all__ = ["filtered", "reply_to_feat"]
 
 
 def _label(line: bytes) -> bytes:
@@ -32,3 +32,13 @@ def filtered(lines: Iterable[bytes], hidden: Container[bytes], added: Iterable[b
     first = lines[0] if len(lines) > 1 else b"211-Features:"
     last = lines[-1] if len(lines) > 1 else b"211 End"
     return [first, *(b" " + line for line in shown), last]
+
+
+def reply_to_feat(code: int, lines: list[bytes], hidden: Container[bytes], added: Iterable[bytes]) -> list[bytes]:
+    """What becomes of a server's reply, `lines` with their line ends: one without features gets what is `added`, a
+    reply that is not about features stays as it is."""
+    added = list(added)
+    if code != 211 and not (code in (500, 502) and added):
+        return lines
+    said = [line.removesuffix(b"\r\n") for line in lines] if code == 211 else [b"211 "]
+    return [line + b"\r\n" for line in filtered(said, hidden, added)]

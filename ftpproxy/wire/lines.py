@@ -58,6 +58,15 @@ class LineBuffer:
             return OVERLONG
         return line
 
+    def head(self, count: int) -> bytes:
+        """The first `count` octets of what is buffered, or fewer."""
+        return bytes(self._held[:count])
+
+    @property
+    def begun(self) -> bool:
+        """Once `next_line` has said "not yet": whether a line has begun."""
+        return bool(self._held) or self._dropping
+
     def take_rest(self) -> bytes:
         """Everything that is buffered, unread; the buffer is empty afterwards."""
         rest = bytes(self._held)

@@ -205,8 +205,7 @@ def test_only_opened_ports_are_ever_announced(said: list[Message]) -> None:
 
 def held(interpreter: ProtocolInterpreter) -> int:
     """Octets that the interpreter keeps."""
-    buffers = [interpreter._commands, interpreter._replies]
-    return sum(map(len, buffers)) + sum(map(len, interpreter._reply))
+    return len(interpreter._intake) + len(interpreter._replies) + len(interpreter._collector)
 
 
 hostile = st.lists(
