@@ -10,8 +10,8 @@ import sys
 
 import trio
 
+from . import advice, netfilter, rules
 from . import log as logs
-from . import netfilter
 from .config import Config, ServiceConfig
 from .dtp.relay import RelayPlane
 from .endpoints import IPAddress, Side
@@ -39,21 +39,21 @@ def run(config: Config) -> int:
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()])
     _spare_the_collector()
     _raise_descriptor_limit(config)
-    elements: netfilter.Elements | None = None
+    claim: netfilter.Claim | None = None
     try:
         if any(service.intercept == "redirect" for service in config.services):
-            netfilter.load_table()
-            elements = netfilter.Elements()
-        return trio.run(_serve, config, elements)
+            claim = netfilter.Claim()
+        return trio.run(_serve, config, claim)
+    except netfilter.NoPermission as error:
+        return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
-        return _fail(str(error), EX_NOPERM if "CAP_NET_ADMIN" in str(error) else EX_UNAVAILABLE)
+        return _fail(str(error), EX_UNAVAILABLE)
     except CannotListen as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
     finally:
-        if elements is not None:
-            elements.close()
-            netfilter.remove_table()
+        if claim is not None:
+            claim.close()
 
 
 def _fail(text: str, code: int) -> int:
@@ -61,12 +61,16 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-async def _serve(config: Config, elements: netfilter.Elements | None) -> int:
+async def _serve(config: Config, claim: netfilter.Claim | None) -> int:
     board = Switchboard()
+    elements = None if claim is None else netfilter.Elements()
     services = [_service(service, board, elements) for service in config.services]
     server = Server(board, services)
     try:
         server.listen()
+        if claim is not None:
+            claim.load()  # behind the listeners: a start that fails must not touch what is there
+        _warn(config)
         event(log, logging.INFO, "ready", services=len(services))
         await server.run()
     finally:
@@ -75,8 +79,25 @@ async def _serve(config: Config, elements: netfilter.Elements | None) -> int:
             for plane in service.terms.planes:
                 plane.close()
             service.gate.close()
+        if elements is not None:
+            elements.close()
         board.close()
     return EX_OK
+
+
+def _warn(config: Config) -> None:
+    """Say in the log what about this machine will make sessions fail."""
+    for overlap in advice.port_overlaps(config):
+        event(
+            log,
+            logging.WARNING,
+            "data_ports.overlap",
+            service=overlap.service,
+            data_ports=overlap.data_ports,
+            ip_local_port_range=overlap.local,
+        )
+    if advice.rules_missing(config):
+        event(log, logging.WARNING, "rules.missing", table=f"inet {rules.TABLE}", hint="ftpproxy rules -c FILE --apply")
 
 
 def _service(config: ServiceConfig, board: Switchboard, elements: netfilter.Elements | None) -> Service:
@@ -103,6 +124,7 @@ def _service(config: ServiceConfig, board: Switchboard, elements: netfilter.Elem
             source=config.source,
             announce=announce,
             active_source_port=config.active_source_port,
+            translate=config.translate,
         ),
         gate=gate,
         listen=config.listen,

@@ -453,6 +453,7 @@ def services(draw: st.DrawFn, number: int) -> ServiceConfig:
         announce=Announce(client=draw(st.none() | host), server=draw(st.none() | host)),
         source=draw(st.none() | host),
         active_source_port=draw(st.sampled_from([0, 20])),
+        translate=draw(st.sampled_from(["mirror", "active", "passive"])),
         policy=Policy(
             min_data_port=draw(ports),
             deny_data_ports=draw(st.frozensets(ports, max_size=5)),

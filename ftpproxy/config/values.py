@@ -96,6 +96,8 @@ class ServiceConfig:
     """The address we call servers from; None: what the kernel chooses."""
     active_source_port: Literal[0, 20] = 0
     """The port that active data reaches the client from; 0: any."""
+    translate: Literal["mirror", "active", "passive"] = "mirror"
+    """What the server hears: what the client said, always PORT or EPRT, always PASV or EPSV."""
     policy: Policy = DEFAULT_POLICY
     rules: tuple[NetworkRule, ...] = ()
     """Clients with another policy, whole."""
