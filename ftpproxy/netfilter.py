@@ -13,7 +13,8 @@ carries a timeout, so nothing outlives a crash for long.
 
 * **Install, then announce**: the kernel handles a batch within send(), and its answer is in our receive queue when
   send() returns.  So adding is an ordinary function call: no task, no await.
-* NLM_F_EXCL makes the kernel arbitrate between workers that pick the same port: `FileExistsError`, take another one.
+* One process a network namespace owns the table (`Claim`); loading it takes over what a killed one left.
+* NLM_F_EXCL: two paths that pick the same port do not take it from each other; `FileExistsError`, take another one.
 * Removing an element leaves connections that run through it alone (conntrack has them).
 * The priorities are one before the administrator's own dstnat and srcnat chains: in NAT hooks the first match
   wins, and his masquerade would otherwise give our calls the wrong address.
@@ -42,11 +43,14 @@ __all__ = [
     "ELEMENT_SECONDS",
     "PLANE_TABLE",
     "TABLE",
+    "Claim",
     "Element",
     "Elements",
     "NetfilterError",
+    "NoPermission",
     "awaited",
     "called",
+    "has_table",
     "load_table",
     "remove_table",
 ]
@@ -89,10 +93,53 @@ class NetfilterError(Exception):
     """The kernel's packet filter could not be set up; the text says why and what would mend it."""
 
 
+class NoPermission(NetfilterError):
+    """CAP_NET_ADMIN is missing."""
+
+
+class Claim:
+    """The right to our table, which one process in a network namespace has: a second one would wipe out the elements
+    of the first, and with the table its data connections.
+
+    It is a bound socket with an abstract name (unix(7)): the kernel scopes such names to the network namespace, as it
+    does tables, and forgets them when their process ends in whatever way.  Raises `NetfilterError` where another
+    process has it.
+    """
+
+    NAME = b"\0ftpproxy"
+
+    def __init__(self) -> None:
+        self._loaded = False
+        self._lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._lock.bind(self.NAME)
+        except OSError as error:
+            self._lock.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise NetfilterError(
+                'another ftpproxy with a "redirect" service runs in this network namespace;'
+                " put the services into one file, or stop it first"
+            ) from None
+
+    def load(self) -> None:
+        """`load_table`, and remember to remove it."""
+        load_table()
+        self._loaded = True
+
+    def close(self) -> None:
+        """Remove the table if we loaded it, and give the right back.  Raises `NetfilterError`."""
+        try:
+            if self._loaded:
+                remove_table()
+        finally:
+            self._lock.close()
+
+
 def load_table() -> None:
     """Load our table, empty; one that is there already (a killed process's) is replaced.
 
-    Runs `nft`, some 30 ms: for the start of a service only, before its workers.  Raises `NetfilterError`.
+    Runs `nft`, some 30 ms: for the start of a process only, which must have the `Claim`.  Raises `NetfilterError`.
     """
     _nft(PLANE_TABLE)
 
@@ -118,7 +165,7 @@ def _nft(text: str) -> None:
         return
     said = " / ".join(line.strip() for line in done.stderr.splitlines() if line.strip(" \t^~"))
     if "Operation not permitted" in said:
-        raise NetfilterError(f"no permission to change nftables; CAP_NET_ADMIN is needed (nft: {said})")
+        raise NoPermission("changing nftables needs CAP_NET_ADMIN: run this as root, or give it the capability")
     if "cache initialization failed" in said or "Protocol not supported" in said:
         raise NetfilterError(f"this kernel has no nftables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET; nft: {said})")
     if "No such file or directory" in said or "not supported" in said:
@@ -131,6 +178,8 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 # linux/netfilter/nf_tables.h
 _NEW_ELEMENT, _DELETE_ELEMENT = _SUBSYSTEM << 8 | 12, _SUBSYSTEM << 8 | 14  # NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM
+_GET_TABLE = _SUBSYSTEM << 8 | 1  # NFT_MSG_GETTABLE
+_TABLE_NAME = 1  # NFTA_TABLE_NAME
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
 _LIST_ELEMENT = 1  # NFTA_LIST_ELEM
 _ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_TIMEOUT = 1, 2, 4  # NFTA_SET_ELEM_*
@@ -145,6 +194,22 @@ _NETLINK_NETFILTER = 12
 
 _header = struct.Struct("=IHHIIBBH")  # struct nlmsghdr, then struct nfgenmsg with res_id (network order)
 _answer = struct.Struct("=IHHIIi")  # struct nlmsghdr, then the error of struct nlmsgerr
+
+
+def has_table(name: str) -> bool | None:
+    """Whether there is a table `inet NAME`; None where we may not look (CAP_NET_ADMIN) or there is no nftables."""
+    request = _message(_GET_TABLE, _REQUEST, 1, _FAMILY_INET, 0, _attribute(_TABLE_NAME, name.encode() + b"\0"))
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as sock:
+            sock.send(request)
+            answer = sock.recv(8192)
+    except OSError:
+        return None
+    _, kind, _, _, _, code = _answer.unpack_from(answer)
+    if kind != _ERROR:
+        return True
+    return False if code == -errno.ENOENT else None
+
 
 MOST_IN_A_BATCH = 100
 """Answers to more might not fit the receive buffer (208 KiB by default, 1 to 2 KiB for each)."""

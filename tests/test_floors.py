@@ -12,10 +12,22 @@ FLOORS = [
     {"endpoints", "routes", "paths"},
     {"wire"},
     {"pi"},
-    {"dtp", "intercept", "switchboard", "channels", "dial", "tls", "sockets", "log", "metrics", "netfilter"},
-    {"session"},
-    {"server", "workers", "control", "activation", "privileges"},
-    {"config", "cli", "doctor", "rules", "top", "lab", "compose", "__main__"},
+    {
+        "dtp",
+        "intercept",
+        "switchboard",
+        "channels",
+        "dial",
+        "sockets",
+        "log",
+        "netfilter",
+        "errands",
+        "resolver",
+        "passwords",
+    },
+    {"session", "terms", "reception", "arrival"},
+    {"server"},
+    {"config", "cli", "advice", "rules", "lab", "compose", "__main__"},
 ]
 PURE = {"trio", "socket", "ssl", "os", "time", "logging", "select", "selectors", "threading", "asyncio"}
 PROTOCOLS = {"ftpproxy.dtp.plane", "ftpproxy.intercept.interceptor"}
