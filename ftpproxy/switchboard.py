@@ -1,4 +1,4 @@
-"""The switchboard: one trio task that waits for every socket of the worker.
+"""The switchboard: one trio task that waits for every socket of the process.
 
 Trio schedules tasks; a proxy with thousands of mostly idle connections wants none per connection.  So all
 sockets are registered with one `selectors` object (epoll, kqueue), whose own descriptor is the only thing
@@ -86,7 +86,7 @@ class Watch:
 
 
 class Switchboard:
-    """All descriptors of one worker.  `run` is the task; everything else is called from callbacks."""
+    """All descriptors of one process.  `run` is the task; everything else is called from callbacks."""
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()

@@ -259,7 +259,7 @@ def test_nft_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     for said, sentence in (
-        ("Operation not permitted", "CAP_NET_ADMIN is needed"),
+        ("Operation not permitted", "changing nftables needs CAP_NET_ADMIN: run this as root"),
         ("No such file or directory", "CONFIG_NFT_NAT"),
         ("Operation not supported", "CONFIG_NFT_NAT"),
         ("Out of cheese", "exit code 1: .*Out of cheese"),

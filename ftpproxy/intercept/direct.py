@@ -35,13 +35,14 @@ MOST_TRIES = 500
 """How many ports one leg tries before it gives up: 12 ms, and with 98 of 100 ports taken one is found all the same."""
 
 BACKLOG = 16
-"""One peer is expected; strangers (PROTOCOL item 132) must not crowd it out before they are closed."""
+"""One peer is expected; strangers (docs/protocol.md item 132) must not crowd it out before they are closed."""
 
 _WHY = {
     errno.EADDRNOTAVAIL: "it is not an address of this machine",
     errno.EEXIST: "another connection of the same kind is being set up",
-    errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE",
-    errno.EPERM: "an address that is not ours needs CAP_NET_RAW or CAP_NET_ADMIN (IP_TRANSPARENT)",
+    errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE: run this as root, or give it the capability",
+    errno.EPERM: "an address that is not ours (IP_TRANSPARENT) needs CAP_NET_RAW or CAP_NET_ADMIN: run this as root,"
+    " or give it the capability",
 }
 
 T = TypeVar("T")

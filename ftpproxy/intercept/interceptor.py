@@ -58,7 +58,7 @@ class Caller:
 
 
 class PortRange:
-    """Ports in a random order that does not repeat soon (RFC 2577 section 8; PROTOCOL item 133).
+    """Ports in a random order that does not repeat soon (RFC 2577 section 8; docs/protocol.md item 133).
 
     The order is one random permutation of the range that is walked round and round, so a port that was just
     used (and may sit in TIME_WAIT) comes again only after all the others.

@@ -107,8 +107,8 @@ class _Standing:
 class RedirectGate:
     """Foreign addresses by elements of our table, which must be loaded.  Needs CAP_NET_ADMIN.
 
-    `elements` may be shared with other gates and planes of this worker; it stays its maker's to close.  An element that
-    nobody releases lives `seconds`: more than a data connection may take to come up (`data_setup`).
+    `elements` may be shared with other gates and planes of this process; it stays its maker's to close.  An element
+    that nobody releases lives `seconds`: more than a data connection may take to come up (`data_setup`).
     """
 
     def __init__(self, elements: Elements, *, seconds: float = ELEMENT_SECONDS) -> None:
@@ -179,7 +179,9 @@ class RedirectGate:
             self._elements.add(element)
         except PermissionError as error:
             sock.close()
-            raise GateError("no permission to change nftables; CAP_NET_ADMIN is needed") from error
+            raise GateError(
+                "changing nftables needs CAP_NET_ADMIN: run this as root, or give it the capability"
+            ) from error
         except FileNotFoundError as error:
             sock.close()
             raise GateError(f"table inet {TABLE} is gone: was the ruleset flushed?  Restart the service") from error

@@ -255,7 +255,7 @@ def test_a_port_that_the_gateway_uses_itself_is_passed_over(three: World, gate: 
 
 
 def test_elements_arbitrate(three: World, redirect: RedirectGate, family: Family) -> None:
-    """Two workers that pick one port: for a listener the loser takes the next one, a call is refused to him."""
+    """Two gates that pick one port: for a listener the loser takes the next one, a call is refused to him."""
     with three.gateway.inside(), Elements() as elements:
         other = RedirectGate(elements)
         leg = Await(Endpoint(family.server, 0), family.client)
