@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from ftpproxy.config import (
     parse,
     show,
 )
+from ftpproxy.config.patterns import compile_pattern
 from ftpproxy.config.tables import SECTIONS, ServiceTable, keys
 from ftpproxy.endpoints import Endpoint
-from ftpproxy.pi.policy import Policy, Timeouts
+from ftpproxy.pi.filter import GROUPS, LONGEST_ARGUMENT
+from ftpproxy.pi.policy import CommandName, CommandRule, NetworkRule, Policy, Timeouts
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.toml"))
@@ -93,6 +96,68 @@ def test_a_file_becomes_values() -> None:
         ),
         log=LogConfig(level="debug"),
     )
+
+
+def test_rules_change_the_policy_of_their_service() -> None:
+    text = FORWARD + (
+        "[service.policy]\nread_only = true\nmin_data_port = 2000\n"
+        'commands = [{ allow = "stor", argument = \'^/incoming/[^/]+$\' }, { deny = "site chmod" }]\n'
+        '[service.tls]\nmode = "refuse"\n'
+        '[[service.rule]]\nclients = ["10.77.1.8/29"]\nread_only = false\ncommands = []\n'
+        '[[service.rule]]\nclients = ["10.77.1.0/25", "fd77:1::/80"]\ndeny = ["@extension", "*"]\n'
+    )
+    service = parse(text).services[0]
+    commands = (
+        CommandRule(allow=True, command=CommandName("STOR"), argument=re.compile(rb"^/incoming/[^/]+$")),
+        CommandRule(allow=False, command=CommandName("SITE CHMOD")),
+    )
+    policy = Policy(read_only=True, min_data_port=2000, tls="refuse", commands=commands)
+    assert service.policy == policy
+    assert service.rules == (
+        NetworkRule((ip_network("10.77.1.8/29"),), attrs.evolve(policy, read_only=False, commands=())),
+        NetworkRule(
+            (ip_network("10.77.1.0/25"), ip_network("fd77:1::/80")),
+            attrs.evolve(policy, deny=(CommandName("@extension"), CommandName("*"))),
+        ),
+    )
+    assert service.policies.policy_for(ip_address("10.77.1.9")).read_only is False
+    assert service.policies.policy_for(ip_address("192.0.2.1")) == policy
+
+
+PATTERNS = {
+    **dict.fromkeys(
+        [r"[.]exe$", "^/incoming/.*/[^/]*$", "a.*b", "(?i)(foo|bar)[0-9]{1,3}", "^(?:[a-z]{2}/){3}x", "", "(a|b)?c"],
+        True,
+    ),
+    **dict.fromkeys(
+        ["(a+)+$", "(a|aa)*$", "(a*)*", "(a?){40}a{40}", ".*.*x", "^.*.*.*x", "(?m)^.*.*x", "((a|b)*c)*", "(?=(a+)+b)"],
+        False,
+    ),
+    **dict.fromkeys(["[", "(?P<x", "a{2", "[[a]", "*", "(?z)", "a" * 9 + "{99999999999}"], False),
+}
+PATTERNS["a{2"] = True  # Python takes it literally
+
+
+@pytest.mark.parametrize("text", PATTERNS)
+def test_a_pattern_that_could_take_long_is_refused(text: str) -> None:
+    try:
+        compile_pattern(text)
+    except ValueError:
+        assert not PATTERNS[text]
+    else:
+        assert PATTERNS[text]
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("ab.*+?{}1,2()|[]^$\\-"), max_size=16), st.text(st.sampled_from("ab1"), max_size=9))
+def test_a_pattern_that_is_taken_does_not_take_long(text: str, piece: str) -> None:
+    try:
+        pattern = compile_pattern(text)
+    except ValueError:
+        return
+    before = time.process_time()
+    pattern.search(((piece or "a") * LONGEST_ARGUMENT)[:LONGEST_ARGUMENT].encode())
+    assert time.process_time() - before < 0.5
 
 
 def test_defaults_are_those_of_the_values_below() -> None:
@@ -227,6 +292,95 @@ BAD: list[tuple[str, list[str]]] = [
     (
         FORWARD + '[log]\nlevel = "loud"\n',
         ['log.level: "loud" is not known here; known: "debug", "info", "warning", "error"'],
+    ),
+    (
+        changed(FORWARD, translate='"pasive"'),
+        ['service "lan".translate: "pasive" is not known here; known: "mirror", "active", "passive"'],
+    ),
+    # rules on commands
+    (
+        FORWARD + '[service.policy]\ncommands = [{ deny = "RETR", argument = "[a" }]\n',
+        [
+            (
+                'service "lan".policy.commands[0].argument: is not a regular expression: '
+                "unterminated character set at position 0"
+            )
+        ],
+    ),
+    (
+        FORWARD + '[service.policy]\ncommands = [{ deny = "RETR", argument = "(a+)+$" }]\n',
+        [
+            (
+                'service "lan".policy.commands[0].argument: could take too long to match: '
+                "begin it with ^, and use fewer of * + and none inside another"
+            )
+        ],
+    ),
+    (
+        FORWARD + '[service.policy]\ncommands = ["RETR", {}, { allow = "X1X", deny = "DELE" }, { verb = "RETR" }]\n',
+        [
+            'service "lan".policy.commands[0]: a table is expected, not a string',
+            *(
+                (
+                    f'service "lan".policy.commands[{index}]: has one of allow and deny, '
+                    'as in { deny = "RETR", argument = "[.]exe$" }'
+                )
+                for index in (1, 2)
+            ),
+            'service "lan".policy.commands[3].verb: unknown key; known here: allow, deny, argument',
+        ],
+    ),
+    (
+        FORWARD + '[service.policy]\ndeny = ["DELEE", "SITE EXEC x", "@writes", 7, "DELE"]\n',
+        [
+            "service \"lan\".policy.deny[0]: 'DELEE' is not known; did you mean DELE?",
+            (
+                "service \"lan\".policy.deny[1]: 'SITE EXEC x' is not a command "
+                'such as "DELE", "SITE EXEC", "@write" or "*"'
+            ),
+            (
+                "service \"lan\".policy.deny[2]: '@writes' is no group of commands; "
+                "known: @login, @navigation, @transfer, @read, @write, @extension"
+            ),
+            'service "lan".policy.deny[3]: a command in a string, such as "DELE", is expected, not an integer',
+        ],
+    ),
+    (
+        FORWARD + '[service.policy]\ncommands = [{ allow = "LPRT" }, { deny = "DELE" }, { allow = "dele" }]\n',
+        [
+            (
+                'service "lan".policy.commands[0].allow: LPRT cannot be allowed: '
+                "the addresses that it is about would not be translated"
+            ),
+            'service "lan".policy.commands[2]: is never reached: an earlier rule decides about every DELE',
+        ],
+    ),
+    (
+        FORWARD + "[service.policy]\nread_only = true\nlogin_attempts = 0\n",
+        [
+            'service "lan".policy.login_attempts: 0 is not a number from 1 to 1000000',
+            (
+                'service "lan".policy.read_only: '
+                'needs [service.tls] mode = "refuse": TLS that passes unread is not filtered'
+            ),
+        ],
+    ),
+    # rules for networks
+    (FORWARD + "[[service.rule]]\nread_only = false\n", ['service "lan".rule[0].clients: is missing']),
+    (
+        FORWARD + "[[service.rule]]\nclients = []\nunknown_verbs = -1\n",
+        [
+            'service "lan".rule[0].unknown_verbs: -1 is not a number from 1 to 1000000',
+            'service "lan".rule[0].clients: is empty: name the networks that the rule is for, as in ["10.0.0.0/8"]',
+        ],
+    ),
+    (
+        FORWARD + '[[service.rule]]\nclients = ["10.0.0.0/8"]\n[[service.rule]]\nclients = ["::/0", "10.1.0.0/16"]\n',
+        ['service "lan".rule[1].clients[1]: is never reached: 10.0.0.0/8 of rule[0] comes first'],
+    ),
+    (
+        FORWARD + '[[service.rule]]\nclients = ["10.0.0.0/8"]\nsessions = 4\n',
+        ['service "lan".rule[0].sessions: unknown key here; it belongs into [service.limits]'],
     ),
     # keys
     ("", ["service: at least one [[service]] is needed"]),
@@ -429,6 +583,13 @@ times = st.one_of(
 )
 
 
+command_names = st.sampled_from(["*", "@read", "@write", "SITE", "SITE EXEC", "DELE", "XFOO"]).map(CommandName)
+argument_patterns = st.none() | st.text(
+    st.characters(exclude_characters=".^$*+?{}[]\\|()", exclude_categories=["Cs"])
+).map(lambda text: re.compile(text.encode()))
+command_rules = st.builds(CommandRule, allow=st.booleans(), command=command_names, argument=argument_patterns)
+
+
 @st.composite
 def services(draw: st.DrawFn, number: int) -> ServiceConfig:
     mode: Any = draw(st.sampled_from(["forward", "reverse"]))
@@ -442,7 +603,7 @@ def services(draw: st.DrawFn, number: int) -> ServiceConfig:
     host = st.one_of([hosts[version] for version in versions])
     server = {4: "10.128.0.1", 6: "fe00::1"}
     first = draw(st.integers(20000, 65535))
-    return ServiceConfig(
+    service = ServiceConfig(
         name=f"{draw(st.from_regex(r'[A-Za-z0-9_.-]{0,60}', fullmatch=True))}{number}",
         mode=mode,
         listen=tuple(Endpoint(draw(hosts[version]), 8000 + number) for version in versions),
@@ -460,13 +621,28 @@ def services(draw: st.DrawFn, number: int) -> ServiceConfig:
             port_address=draw(st.sampled_from(["same", "override"])),
             require_login=draw(st.booleans()),
             greeting=draw(st.sampled_from(["strict", "lenient"])),
-            tls=draw(st.sampled_from(["pass", "refuse"])),
+            **(profiles := draw(st.fixed_dictionaries({"read_only": st.booleans(), "anonymous_only": st.booleans()}))),
+            tls="refuse" if any(profiles.values()) else draw(st.sampled_from(["pass", "refuse"])),
+            commands=tuple(draw(st.lists(command_rules, max_size=4, unique_by=lambda rule: rule.command))),
+            deny=tuple(draw(st.lists(command_names, max_size=3))),
+            login_attempts=draw(st.integers(1, 1_000_000)),
+            unknown_verbs=draw(st.integers(1, 1_000_000)),
         ),
         limits=Limits(sessions=draw(st.integers(1, 1_000_000)), per_client=draw(st.integers(1, 1_000_000))),
         timeouts=Timeouts(
             **{each.name: draw(times) for each in attrs.fields(Timeouts) if each.name != "announce"},
         ),
     )
+    changes: Any = draw(
+        st.lists(
+            st.fixed_dictionaries({}, optional={"min_data_port": ports, "require_login": st.booleans()}), max_size=2
+        )
+    )
+    rules = [
+        NetworkRule((ip_network(f"10.{index}.0.0/16"),), attrs.evolve(service.policy, **change))
+        for index, change in enumerate(changes)
+    ]
+    return attrs.evolve(service, rules=tuple(rules))
 
 
 @st.composite
@@ -541,6 +717,11 @@ def test_documented_defaults_are_the_defaults() -> None:
                 assert actual[heading][key] == default.strip("`"), f"{heading} {key}"
             else:
                 assert default in {"required", "none", "see below"}
+
+
+def test_the_groups_of_commands_are_documented() -> None:
+    rows = re.findall(r"^\| `(@\w+)` \| (.*) \|$", (ROOT / "docs" / "configuration.md").read_text(), re.MULTILINE)
+    assert {name: frozenset(verbs.encode().split()) for name, verbs in rows} == GROUPS
 
 
 def test_required_keys_are_documented_as_such() -> None:

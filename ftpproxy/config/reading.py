@@ -118,7 +118,7 @@ def _span(value: object, _: object) -> PortSpan:
 
 
 def _command(value: object, _: object) -> CommandName:
-    text = _string(value, 'a command in a string, such as "DELE"')
+    text = _string(value, 'a command in a string, such as "DELE",')
     if text == "*" or text in GROUPS:
         return CommandName(text)
     if text.startswith("@"):
