@@ -35,5 +35,10 @@ matrix: $(STAMP) ## every real server with every real client in every mode
 bench: $(STAMP) ## throughput and sessions a second, as JSON
 	@$(BIN)/python -m bench
 
+SECONDS ?= 60
+fuzz: $(STAMP) ## hostile octets for SECONDS (60), shared by all targets
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
 clean: ## remove what was built
 	@rm -rf $(VENV) .cache bench/build .mypy_cache .pytest_cache .ruff_cache .hypothesis
