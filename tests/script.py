@@ -1,6 +1,6 @@
 """Dialogue scripts: one text says what the client and the server say, and what must come of it.
 
-    # prose; "Item 41: ..." names the item of the protocol checklist
+    # prose; "Item 41: ..." names the item of the checklist in docs/protocol.md
     route forward | reverse | forward6       the four addresses (below); forward if absent
     policy require_login=false ...           changes of `Policy`
     terms active_source_port=20              what the interpreter is made with

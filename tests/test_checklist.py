@@ -1,4 +1,4 @@
-"""Every item of the protocol checklist that is built is named by a test: `Item 41: ...` or `Items 41, 42: ...`."""
+"""Every item of the checklist in docs/protocol.md that is built is named by a test: `Item 41: ...` or `Items 41, 42: ...`."""
 
 from __future__ import annotations
 
@@ -40,3 +40,9 @@ def test_every_item_is_named_by_a_test() -> None:
         if path != Path(__file__):
             named |= mentions(path.read_text())
     assert sorted(BUILT - named) == []
+
+
+def test_the_checklist_has_them_all() -> None:
+    checklist = (TESTS.parent / "docs" / "protocol.md").read_text()
+    numbers = [int(number) for number in re.findall(r"^(\d+)\. \*\*(?:MUST|SHOULD)\*\* ", checklist, re.MULTILINE)]
+    assert numbers == list(range(1, 151))

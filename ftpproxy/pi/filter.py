@@ -6,7 +6,7 @@ this order, and the first that concerns a command decides:
 1. commands that carry endpoints which nobody translates, and AUTH with what belongs to it where the policy refuses TLS;
 2. `commands`, then `deny`: what the administrator wrote;
 3. the profiles `anonymous_only` and `read_only`;
-4. what is denied by default (PROTOCOL section 6.9): old holes (RFC 2577 section 9), mounts, protected commands outside
+4. what is denied by default (docs/protocol.md): old holes (RFC 2577 section 9), mounts, protected commands outside
    a security session (RFC 2228).
 
 They are sorted by verb beforehand, so that `judge` costs one look into a dictionary for a verb without conditions.
@@ -14,7 +14,7 @@ They are sorted by verb beforehand, so that `judge` costs one look into a dictio
 The refusals: 502 for a command as a whole, as from a server that lacks it, since clients fall back on that (MLSD to
 LIST, EPSV to PASV); 550 for an argument, and for whatever changes a read-only server; 530 for a user name.
 
-`Patience` counts for one session what only an attack repeats (RFC 2577 section 5, PROTOCOL sections 6.6 and 6.7).
+`Patience` counts for one session what only an attack repeats (RFC 2577 section 5, docs/protocol.md, "patience").
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ _TLS_RECORD = b"\x16\x03"
 
 def foreign_octets(first: bytes, policy: Policy) -> str | None:
     """Whether a client whose stream begins with `first` speaks TLS where that is not wanted: then the reason to close
-    without a word (PROTOCOL section 6.6).
+    without a word (docs/protocol.md, "no FTP client").
 
     To be asked of what is buffered as long as the first line is not complete, since a TLS record need not contain a
     line end, and then of the first line; what it says of some octets holds for more of them.
@@ -253,5 +253,5 @@ def foreign_octets(first: bytes, policy: Policy) -> str | None:
 
 def foreign_command(command: Command) -> str | None:
     """Whether a client whose first command is `command` is a browser that somebody aimed at us (NAT slipstreaming,
-    ALPACA: PROTOCOL section 6.6): then the reason to close without a word."""
+    ALPACA: docs/protocol.md, "no FTP client"): then the reason to close without a word."""
     return "the client speaks HTTP" if command.verb in HTTP_VERBS else None

@@ -1,4 +1,4 @@
-"""Command lines as a log may show them: without passwords (RFC 2577 section 5, PROTOCOL section 6.8).
+"""Command lines as a log may show them: without passwords (RFC 2577 section 5, docs/protocol.md, "logging").
 
 A line is looked at as the most lenient server would read it: Telnet commands taken out, noise before and inside the
 verb ignored.  In doubt it is masked: a log that says too

@@ -33,7 +33,7 @@ IPNetwork = IPv4Network | IPv6Network
 DEFAULT_DENIED_PORTS = frozenset(
     {1433, 1521, 3128, 3306, 3389, 5432, 5900, *range(6000, 6064), 6379, 8080, 9200, 11211, 27017}
 )
-"""Ports of services that a browser or a confused deputy could be aimed at (PROTOCOL section 6.2)."""
+"""Ports of services that a browser or a confused deputy could be aimed at (docs/protocol.md, "bad ports")."""
 
 CommandName = NewType("CommandName", str)
 """`RETR`; `SITE EXEC`, a verb and the first word of its argument; `@write`, a group of verbs; `*`, every verb.

@@ -109,7 +109,7 @@ class Control:
     def passive(self) -> tuple[str, int]:
         """PASV: the address and port of the 227, to be obeyed."""
         reply = self.say("PASV", 227)
-        # RFC 1123 section 4.1.2.6; PROTOCOL's canonical form.
+        # RFC 1123 section 4.1.2.6; docs/protocol.md item 63.
         match = re.fullmatch(r"227 [^(]*\((\d+),(\d+),(\d+),(\d+),(\d+),(\d+)\)\.?", reply.text)
         assert match, reply.text
         *host, high, low = map(int, match.groups())
