@@ -1,4 +1,4 @@
-"""Every item of the checklist in docs/protocol.md that is built is named by a test: `Item 41: ...` or `Items 41, 42: ...`."""
+"""Every item of docs/protocol.md that is built is named by a test: `Item 41: ...` or `Items 41, 42: ...`."""
 
 from __future__ import annotations
 

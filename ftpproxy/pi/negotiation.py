@@ -353,7 +353,7 @@ class Negotiation:
             self._dialogue.end(turn)
 
     def _conclude(self, turn: Turn, positive: bool) -> None:
-        """The path's fate (docs/protocol.md, "life of an endpoint"); a refusal without 1yz leaves it to the next try."""
+        """The path's fate (docs/protocol.md, "life of an endpoint"): a refusal without 1yz leaves it to the next."""
         path = self._path
         if path is None or not (positive or turn.preliminary):
             return
