@@ -26,7 +26,7 @@ FLOORS = [
         "passwords",
     },
     {"session", "terms", "reception", "arrival"},
-    {"server"},
+    {"server", "announce"},
     {"config", "cli", "advice", "rules", "lab", "compose", "__main__"},
 ]
 PURE = {"trio", "socket", "ssl", "os", "time", "logging", "select", "selectors", "threading", "asyncio"}

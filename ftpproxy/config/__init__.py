@@ -25,6 +25,8 @@ from .reading import Found, key_path, read
 from .tables import CommandRuleTable, ServiceTable, keys
 from .values import (
     Announce,
+    AnnounceFrom,
+    AnnounceTo,
     Config,
     ConfigError,
     IPNetwork,
@@ -37,6 +39,8 @@ from .values import (
 
 __all__ = [
     "Announce",
+    "AnnounceFrom",
+    "AnnounceTo",
     "Config",
     "ConfigError",
     "IPNetwork",
@@ -117,8 +121,9 @@ def show(config: Config) -> str:
     blocks = [_block("[log]", config.log)]
     for service in config.services:
         table = ServiceTable.of(service)
-        blocks.append(_block("[[service]]", table, without=("policy", "limits", "tls", "rule")))
+        blocks.append(_block("[[service]]", table, without=("policy", "limits", "tls", "announce_to", "rule")))
         blocks += [_block(f"[service.{name}]", getattr(table, name)) for name in ("policy", "limits", "tls")]
+        blocks += [_block("[[service.announce_to]]", each) for each in table.announce_to]
         blocks += [_block("[[service.rule]]", rule) for rule in table.rule]
     return "\n".join(blocks)
 

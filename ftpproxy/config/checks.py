@@ -15,7 +15,7 @@ from ..pi.filter import UNTRANSLATED, verbs_of
 from ..pi.policy import IPNetwork, Policy
 from .reading import Found, Where
 from .tables import ServiceTable
-from .values import ServiceConfig
+from .values import Announce, AnnounceFrom, ServiceConfig
 
 __all__ = ["check_service", "check_together"]
 
@@ -26,6 +26,9 @@ command, so must we) and RFC 6384 section 12 (half a minute for a data connectio
 MOST_SESSIONS = 1_000_000
 """A session needs descriptors, and the kernel has no more for a process (fs.nr_open)."""
 
+
+LEAST_REFRESH = 1.0
+"""Seconds: nameservers would not like it more often."""
 
 MOST_PATIENCE = 1_000_000
 """More than any session would do."""
@@ -56,6 +59,8 @@ def _numbers(service: ServiceTable) -> Iterator[Found]:
     for name in ("sessions", "per_client"):
         if not 1 <= getattr(service.limits, name) <= MOST_SESSIONS:
             yield ("limits", name), f"{getattr(service.limits, name)} is not a number from 1 to {MOST_SESSIONS}"
+    if service.announce_refresh < LEAST_REFRESH:
+        yield ("announce_refresh",), f'is at least "{LEAST_REFRESH:g}s"'
     for name, floor in FLOORS.items():
         if getattr(service.limits, name) < floor:
             yield ("limits", name), f'is at least "{floor:g}s": less breaks honest peers'
@@ -93,16 +98,25 @@ def _policy(policy: Policy) -> Iterator[Found]:
 
 
 def _rules(service: ServiceTable) -> Iterator[Found]:
+    yield from _networks("rule", [rule.clients for rule in service.rule])
+    yield from _networks("announce_to", [each.clients for each in service.announce_to])
+    for number, each in enumerate(service.announce_to):
+        if each.client is None and each.server is None:
+            yield ("announce_to", number), "tells nobody anything: give client or server"
+
+
+def _networks(table: str, clients: Sequence[Sequence[IPNetwork]]) -> Iterator[Found]:
+    """Of tables among which the first with the client's network is taken."""
     earlier: list[tuple[int, IPNetwork]] = []
-    for number, rule in enumerate(service.rule):
-        if not rule.clients:
-            yield ("rule", number, "clients"), 'is empty: name the networks that the rule is for, as in ["10.0.0.0/8"]'
-        for index, network in enumerate(rule.clients):
+    for number, networks in enumerate(clients):
+        if not networks:
+            yield (table, number, "clients"), f'is empty: name the networks that the {table} is for, as in ["10.0.0.0/8"]'
+        for index, network in enumerate(networks):
             covering = [each for each in earlier if _covers(each[1], network)]
             if covering:
-                where = f"{covering[0][1]} of rule[{covering[0][0]}]"
-                yield ("rule", number, "clients", index), f"is never reached: {where} comes first"
-        earlier += [(number, network) for network in rule.clients]
+                where = f"{covering[0][1]} of {table}[{covering[0][0]}]"
+                yield (table, number, "clients", index), f"is never reached: {where} comes first"
+        earlier += [(number, network) for network in networks]
 
 
 def _covers(one: IPNetwork, other: IPNetwork) -> bool:
@@ -165,13 +179,13 @@ def _mode(service: ServiceTable) -> Iterator[Found]:
 
 def _addresses(service: ServiceTable) -> Iterator[Found]:
     versions = {at.host.version for at in service.listen}
-    singles: list[tuple[Where, IPAddress | None]] = [
-        (("announce", "client"), service.announce.client),
-        (("announce", "server"), service.announce.server),
-        (("source",), service.source),
-    ]
+    singles: list[tuple[Where, IPAddress | AnnounceFrom | None]] = [(("source",), service.source)]
+    told: list[tuple[Where, Announce]] = [(("announce",), service.announce)]
+    told += [(("announce_to", number), each) for number, each in enumerate(service.announce_to)]
+    for where, announce in told:
+        singles += [((*where, "client"), announce.client), ((*where, "server"), announce.server)]
     for where, address in singles:
-        if address is None:
+        if address is None or isinstance(address, AnnounceFrom):
             continue
         if address.is_unspecified or address.is_multicast:
             yield where, f"{address} is not the address of a host"

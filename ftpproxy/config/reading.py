@@ -30,7 +30,7 @@ from ..pi.filter import GROUPS, KNOWN
 from ..pi.policy import CommandName, CommandRule, IPNetwork, Policy
 from .patterns import compile_pattern
 from .tables import CHOICES, ELSEWHERE, SECTIONS, CommandRuleTable, RuleTable, keys
-from .values import PortSpan
+from .values import AnnounceFrom, PortSpan
 
 __all__ = ["Found", "Where", "key_path", "read"]
 
@@ -89,6 +89,33 @@ def _address(value: object, _: object) -> IPAddress:
         return parse_address(text)
     except ValueError:
         raise ValueError(f"{text!r} is not an IP address") from None
+
+
+_SOURCES: dict[str, tuple[str, str]] = {
+    # Linux's dev_valid_name
+    "interface": (r"(?!\.{1,2}$)[^/:\s]{1,15}", "interface:eth0"),
+    # RFC 1123 section 2.1, and the underscores that people use; never an address
+    "name": (r"(?=.{1,253}$)([A-Za-z0-9_-]{1,63}\.)*(?![0-9]+\.?$)[A-Za-z0-9_-]{1,63}\.?", "name:gateway.example.org"),
+    "file": (r"/[^\0]+", "file:/run/public-address"),
+}
+"""Where an announced address may come from: what may stand behind the colon, and an example."""
+
+
+def _announced(value: object, _: object) -> IPAddress | AnnounceFrom:
+    text = _string(value, "an IP address in a string")
+    kind, colon, what = text.partition(":")
+    if text == "own":
+        return AnnounceFrom("own")
+    if colon and kind in _SOURCES:
+        pattern, example = _SOURCES[kind]
+        if not re.fullmatch(pattern, what):
+            raise ValueError(f'{text!r} is not of the form "{example}"')
+        return AnnounceFrom(kind, what)  # type: ignore[arg-type]
+    try:
+        return parse_address(text)
+    except ValueError:
+        examples = ", ".join(f'"{example}"' for _, example in _SOURCES.values())
+        raise ValueError(f'{text!r} is not an IP address, and none of "own", {examples}') from None
 
 
 def _network(value: object, _: object) -> IPNetwork:
@@ -217,6 +244,7 @@ def _converter() -> Converter:
     converter.register_structure_hook_func(lambda kind: kind == frozenset[int], _array(frozenset, int))
     converter.register_structure_hook_func(lambda kind: _origin(kind) is Literal, _read_literal)
     converter.register_structure_hook_func(lambda kind: kind in (IPAddress, IPAddress | None), _address)
+    converter.register_structure_hook_func(lambda kind: kind == IPAddress | AnnounceFrom | None, _announced)
     converter.register_structure_hook_func(lambda kind: kind == IPNetwork, _network)
     converter.register_structure_hook(Endpoint, lambda value, _: Endpoint.parse(_string(value, '"ADDRESS:PORT"')))
     converter.register_structure_hook(PortSpan, _span)

@@ -14,7 +14,7 @@ import attrs
 from attrs import evolve, frozen
 
 from ..pi.policy import CommandName, CommandRule, IPNetwork, NetworkRule, Policy, Timeouts
-from .values import Announce, Limits, LogConfig, ServiceConfig
+from .values import Announce, AnnounceTo, Limits, LogConfig, ServiceConfig
 
 __all__ = [
     "CHOICES",
@@ -131,6 +131,7 @@ def keys(table: type) -> list[str]:
 SECTIONS: dict[str, type] = {
     "[[service]]": ServiceTable,
     "announce": Announce,
+    "[[service.announce_to]]": AnnounceTo,
     "[service.policy]": Policy,
     "[[service.rule]]": RuleTable,
     "[service.tls]": TlsTable,

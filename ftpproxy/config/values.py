@@ -12,6 +12,8 @@ from ..pi.policy import IPNetwork, NetworkRule, Policies, Policy, Timeouts
 
 __all__ = [
     "Announce",
+    "AnnounceFrom",
+    "AnnounceTo",
     "Config",
     "ConfigError",
     "IPNetwork",
@@ -56,12 +58,30 @@ DEFAULT_DATA_PORTS = PortSpan(20000, 29999)
 """Outside the ephemeral range of Linux (net.ipv4.ip_local_port_range, 32768-60999)."""
 
 
+class AnnounceFrom(NamedTuple):
+    """Where an address that we announce comes from: `"interface:eth0"` in the file."""
+
+    kind: Literal["own", "interface", "name", "file"]
+    what: str = ""
+    """The name of the interface, the host name or the path."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.what}" if self.what else self.kind
+
+
 @frozen(kw_only=True)
 class Announce:
     """What a side is told instead of our address, where another NAT stands between us and that side."""
 
-    client: IPAddress | None = None
-    server: IPAddress | None = None
+    client: IPAddress | AnnounceFrom | None = None
+    server: IPAddress | AnnounceFrom | None = None
+
+
+@frozen(kw_only=True)
+class AnnounceTo(Announce):
+    """The same for some clients; None: as it is in general."""
+
+    clients: tuple[IPNetwork, ...]
 
 
 @frozen(kw_only=True)
@@ -92,6 +112,9 @@ class ServiceConfig:
     """In order of preference."""
     data_ports: PortSpan = DEFAULT_DATA_PORTS
     announce: Announce = Announce()
+    announce_refresh: float = 60.0
+    """Seconds between two looks at an interface or a name whose address is announced."""
+    announce_to: tuple[AnnounceTo, ...] = ()
     source: IPAddress | None = None
     """The address we call servers from; None: what the kernel chooses."""
     active_source_port: Literal[0, 20] = 0
