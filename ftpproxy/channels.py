@@ -99,6 +99,11 @@ class Channel:
         except BlockingIOError:
             pass
 
+    def release(self) -> socket.socket:
+        """Give the socket away, with what can be read from it; the channel is of no further use."""
+        self._watch.close()
+        return self._sock
+
     def close(self) -> None:
         """Idempotent.  What the kernel has taken is still delivered; what is unsent is lost."""
         self._watch.close()

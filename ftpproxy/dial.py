@@ -19,9 +19,10 @@ class Dial:
 
     Exactly one of `answered(socket)` and `unanswered(reason)` is called, later and never from here, unless
     `close` comes first.  `sweep(now)` has to be called about once a second: the call fails after `seconds`.
+    `first` is said on the connection before anybody else can say something: a PROXY header fits into any empty buffer.
     """
 
-    __slots__ = ("_answered", "_deadline", "_failure", "_over", "_sock", "_unanswered", "_watch")
+    __slots__ = ("_answered", "_deadline", "_failure", "_first", "_over", "_sock", "_unanswered", "_watch")
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class Dial:
         source: IPAddress | None,
         seconds: float,
         *,
+        first: bytes = b"",
         answered: Callable[[socket.socket], None],
         unanswered: Callable[[str], None],
         on_crash: Callable[[Exception], None],
@@ -38,6 +40,7 @@ class Dial:
         self._unanswered = unanswered
         self._deadline = board.now + seconds
         self._failure = 0
+        self._first = first
         self._over = False
         self._watch: Watch | None = None
         self._sock: socket.socket | None = None
@@ -68,6 +71,12 @@ class Dial:
         if failure := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._fail(os.strerror(failure))
             return
+        if self._first:
+            try:
+                sock.send(self._first)
+            except OSError as error:
+                self._fail(error.strerror or str(error))
+                return
         assert self._watch is not None
         self._watch.close()
         self._over = True

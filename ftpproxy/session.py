@@ -21,22 +21,22 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from .channels import MOST_UNSENT, Channel
 from .dial import Dial
-from .dtp.plane import DataPlane, Path, Refused
-from .endpoints import ANY_PORT, Endpoint, IPAddress, Side
+from .dtp.plane import Path, Refused
+from .endpoints import Endpoint, Side
 from .log import event
 from .paths import Direction, Tally
 from .pi.actions import Action, Arm, Chunk, DropPath, Hangup, Need, OpenPath, SettlePath, StartPath, Timer
+from .pi.handover import HandOver
 from .pi.interpreter import ProtocolInterpreter
-from .pi.negotiation import Translate
-from .pi.policy import Policy, Timeouts
 from .routes import Route
 from .switchboard import READ, Switchboard
+from .terms import Terms
 from .wire.reply import reply
 
 __all__ = ["Session", "Terms"]
@@ -47,22 +47,6 @@ FAREWELL_SECONDS = 5.0
 CLIENT, SERVER = Side.CLIENT, Side.SERVER
 
 log = logging.getLogger(__name__)
-
-
-@frozen(kw_only=True)
-class Terms:
-    """What all sessions of a service have in common."""
-
-    service: str
-    policy: Policy
-    timeouts: Timeouts
-    planes: Sequence[DataPlane]
-    """In order of preference: the first that can carry a path gets it."""
-    source: IPAddress | None = None
-    """Our address towards the server; None lets the routing choose."""
-    announce: Mapping[Side, IPAddress] = field(factory=dict)
-    active_source_port: int = ANY_PORT
-    translate: Translate = "mirror"
 
 
 @define
@@ -112,8 +96,10 @@ class Session:
         terms: Terms,
         board: Switchboard,
         ended: Callable[[Session], None],
+        call: bool = True,
     ) -> None:
-        """Takes the socket and calls the server.  `ended` is called once, when everything is closed.
+        """Takes the socket and calls the server, or waits for `take_over`.  `ended` is called once, when everything
+        is closed.
 
         Never raises for what a network can do: then the client is told 421.
         """
@@ -134,16 +120,19 @@ class Session:
         self._farewell_until = 0.0
         self._last_word = self._opened_at = board.now
         self._transfers = 0
-        source = terms.source if terms.source and terms.source.version == server.host.version else None
-        self._dial: Dial | None = Dial(
-            board,
-            server,
-            source,
-            terms.timeouts.connect,
-            answered=self._answered,
-            unanswered=self._unanswered,
-            on_crash=self.crashed,
-        )
+        self._dial: Dial | None = None
+        if call:
+            source = terms.source if terms.source and terms.source.version == server.host.version else None
+            self._dial = Dial(
+                board,
+                server,
+                source,
+                terms.timeouts.connect,
+                first=terms.first_words(client, orig_server),
+                answered=self.take_over,
+                unanswered=self._unanswered,
+                on_crash=self.crashed,
+            )
 
     @property
     def service(self) -> str:
@@ -157,16 +146,13 @@ class Session:
         self._log(logging.WARNING, "server.unreachable", client=self.client, server=self.server, reason=reason)
         self.dismiss(f"Cannot reach the server {self.server}: {reason}.")
 
-    def _answered(self, sock: socket.socket) -> None:
+    def take_over(self, sock: socket.socket, handover: HandOver | None = None) -> None:
+        """Go on with this connection to the server; `handover` tells what was said on it."""
         self._dial = None
         self._channels[SERVER] = Channel(sock, self._board, self._server_event, self.crashed)
         terms = self._terms
         proxy = Endpoint.from_sockaddr(sock.getsockname())
-        announce = {
-            side: host
-            for side, host in terms.announce.items()
-            if host.version == (self.client if side is CLIENT else self.server).host.version
-        }
+        announce = terms.announced(self.client.host, self.server.host)
         route = Route(self.client, self.orig_server, self.server, proxy, announce)
         self._interpreter = ProtocolInterpreter(
             route,
@@ -174,6 +160,7 @@ class Session:
             terms.timeouts,
             active_source_port=terms.active_source_port,
             translate=terms.translate,
+            handover=handover,
         )
         self._log(
             logging.INFO,
