@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from ftpproxy.config import (
     Announce,
+    AnnounceFrom,
+    AnnounceTo,
     Config,
     ConfigError,
     Limits,
@@ -158,6 +160,27 @@ def test_a_pattern_that_is_taken_does_not_take_long(text: str, piece: str) -> No
     before = time.process_time()
     pattern.search(((piece or "a") * LONGEST_ARGUMENT)[:LONGEST_ARGUMENT].encode())
     assert time.process_time() - before < 0.5
+
+
+def test_addresses_that_are_announced_from_elsewhere() -> None:
+    text = changed(REVERSE, announce='{ client = "interface:ppp0", server = "name:gateway.example.org" }') + (
+        'announce_refresh = "5m"\n'
+        '[[service.announce_to]]\nclients = ["10.0.0.0/8"]\nclient = "own"\nserver = "file:/run/public address"\n'
+        '[[service.announce_to]]\nclients = ["0.0.0.0/0"]\nclient = "192.0.2.7"\n'
+    )
+    service = parse(text).services[0]
+    assert service.announce == Announce(
+        client=AnnounceFrom("interface", "ppp0"), server=AnnounceFrom("name", "gateway.example.org")
+    )
+    assert service.announce_refresh == 300
+    assert service.announce_to == (
+        AnnounceTo(
+            clients=(ip_network("10.0.0.0/8"),),
+            client=AnnounceFrom("own"),
+            server=AnnounceFrom("file", "/run/public address"),
+        ),
+        AnnounceTo(clients=(ip_network("0.0.0.0/0"),), client=ip_address("192.0.2.7")),
+    )
 
 
 def test_defaults_are_those_of_the_values_below() -> None:
@@ -509,6 +532,45 @@ BAD: list[tuple[str, list[str]]] = [
         changed(REVERSE, clients='["10.0.0.0/8", "fd00::/8"]'),
         ['service "dmz".clients[1]: fd00::/8 is IPv6, but the service listens on no such address'],
     ),
+    (
+        changed(REVERSE, announce='{ client = "the-gateway", server = "" }'),
+        [
+            f'service "dmz".announce.{side}: {text} is not an IP address, and none of "own", "interface:eth0", '
+            '"name:gateway.example.org", "file:/run/public-address"'
+            for side, text in (("client", "'the-gateway'"), ("server", "''"))
+        ],
+    ),
+    (
+        changed(REVERSE, announce='{ client = "name:192.0.2.7", server = "file:run/address" }'),
+        [
+            """service "dmz".announce.client: 'name:192.0.2.7' is not of the form "name:gateway.example.org\"""",
+            """service "dmz".announce.server: 'file:run/address' is not of the form "file:/run/public-address\"""",
+        ],
+    ),
+    (
+        changed(REVERSE, announce='{ client = "interface:a-name-too-long-for-linux" }'),
+        ['service "dmz".announce.client: \'interface:a-name-too-long-for-linux\' is not of the form "interface:eth0"'],
+    ),
+    (changed(REVERSE, announce_refresh='"0.5s"'), ['service "dmz".announce_refresh: is at least "1s"']),
+    (
+        REVERSE + '[[service.announce_to]]\nclient = "10.0.0.1"\n',
+        ['service "dmz".announce_to[0].clients: is missing'],
+    ),
+    (
+        REVERSE
+        + '[[service.announce_to]]\nclients = ["10.0.0.0/8"]\nclient = "::1"\n'
+        + '[[service.announce_to]]\nclients = ["10.1.0.0/16"]\n'
+        + '[[service.announce_to]]\nclients = []\nclient = "own"\n',
+        [
+            'service "dmz".announce_to[1].clients[0]: is never reached: 10.0.0.0/8 of announce_to[0] comes first',
+            (
+                'service "dmz".announce_to[2].clients: is empty: name the networks that the announce_to is for, '
+                'as in ["10.0.0.0/8"]'
+            ),
+            'service "dmz".announce_to[1]: tells nobody anything: give client or server',
+            'service "dmz".announce_to[0].client: ::1 is IPv6, but the service listens on no IPv6 address',
+        ],
+    ),
     # several services
     (
         REVERSE + changed(REVERSE, name='"two"'),
@@ -590,6 +652,16 @@ argument_patterns = st.none() | st.text(
 command_rules = st.builds(CommandRule, allow=st.booleans(), command=command_names, argument=argument_patterns)
 
 
+sources: st.SearchStrategy[AnnounceFrom] = st.one_of(
+    st.just(AnnounceFrom("own")),
+    st.from_regex(r"[A-Za-z0-9_-]{1,15}", fullmatch=True).map(lambda name: AnnounceFrom("interface", name)),
+    st.from_regex(r"([a-z0-9-]{1,20}\.){0,3}[a-z]{1,20}", fullmatch=True).map(lambda name: AnnounceFrom("name", name)),
+    st.text(min_size=1, max_size=20)
+    .filter(lambda text: "\0" not in text)
+    .map(lambda name: AnnounceFrom("file", f"/{name}")),
+)
+
+
 @st.composite
 def services(draw: st.DrawFn, number: int) -> ServiceConfig:
     mode: Any = draw(st.sampled_from(["forward", "reverse"]))
@@ -601,6 +673,13 @@ def services(draw: st.DrawFn, number: int) -> ServiceConfig:
         6: st.integers(8, 128).map(lambda length: ip_network(f"fd00::/{length}")),
     }
     host = st.one_of([hosts[version] for version in versions])
+    told = host | sources
+    only = st.sampled_from([networks[version] for version in versions]).flatmap(lambda network: network)
+    announce_to = (
+        st.tuples()
+        | st.tuples(st.builds(AnnounceTo, clients=st.tuples(only), client=told, server=st.none() | told))
+        | st.tuples(st.builds(AnnounceTo, clients=st.tuples(only), server=told))
+    )
     server = {4: "10.128.0.1", 6: "fe00::1"}
     first = draw(st.integers(20000, 65535))
     service = ServiceConfig(
@@ -611,7 +690,9 @@ def services(draw: st.DrawFn, number: int) -> ServiceConfig:
         clients=tuple(draw(st.lists(st.one_of([networks[version] for version in versions]), max_size=3))),
         servers=tuple(Endpoint(ip_address(server[v]), draw(ports)) for v in versions) if mode == "reverse" else (),
         data_ports=PortSpan(first, draw(st.integers(first, 65535))),
-        announce=Announce(client=draw(st.none() | host), server=draw(st.none() | host)),
+        announce=Announce(client=draw(st.none() | told), server=draw(st.none() | told)),
+        announce_refresh=draw(times),
+        announce_to=draw(announce_to),
         source=draw(st.none() | host),
         active_source_port=draw(st.sampled_from([0, 20])),
         translate=draw(st.sampled_from(["mirror", "active", "passive"])),

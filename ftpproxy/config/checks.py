@@ -110,7 +110,8 @@ def _networks(table: str, clients: Sequence[Sequence[IPNetwork]]) -> Iterator[Fo
     earlier: list[tuple[int, IPNetwork]] = []
     for number, networks in enumerate(clients):
         if not networks:
-            yield (table, number, "clients"), f'is empty: name the networks that the {table} is for, as in ["10.0.0.0/8"]'
+            reason = f'is empty: name the networks that the {table} is for, as in ["10.0.0.0/8"]'
+            yield (table, number, "clients"), reason
         for index, network in enumerate(networks):
             covering = [each for each in earlier if _covers(each[1], network)]
             if covering:
