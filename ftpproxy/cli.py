@@ -27,7 +27,8 @@ INTERRUPTED = 130
 
 EXIT_CODES = """\
 exit codes:
-  0 done   1 failure   64 usage   69 something needed is missing   77 permission   78 configuration
+  0 done   1 failure   64 usage   69 something needed is missing or taken   77 permission   78 configuration
+  130 interrupted
 """
 
 
@@ -87,12 +88,13 @@ examples:
         "  ftpproxy rules -c /etc/ftpproxy.toml --apply      load them (root); as often as you like\n"
         "  ftpproxy rules --remove                           leave nothing behind (root); needs no file",
     )
+    rules.usage = "%(prog)s -c FILE [--apply]\n       %(prog)s --remove"
     _file(rules, required=False)
     what = rules.add_mutually_exclusive_group()
     what.add_argument("--apply", action="store_true", help="load the rules into the kernel")
     what.add_argument("--remove", action="store_true", help="remove all rules and routes of ftpproxy from the kernel")
 
-    lab = _command(
+    lab = _command(  # its help is set by lab.cli, which alone knows the rest
         commands,
         "lab",
         "client, NAT gateways and server in network namespaces, to try things in",
@@ -132,9 +134,12 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from .advice import port_overlaps
     from .config import load, show
 
     config = load(arguments.config)
+    for overlap in port_overlaps(config):
+        print(f'{arguments.config}: service "{overlap.service}".data_ports: warning: {overlap}', file=sys.stderr)
     if arguments.show:
         print(show(config), end="")
     else:
@@ -178,8 +183,26 @@ def _lab(arguments: argparse.Namespace) -> int:
 COMMANDS = {"serve": _serve, "check": _check, "rules": _rules, "lab": _lab}
 
 
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """`argv` understood.  Raises `SystemExit` (64) where it is not, with what to write instead where that is clear."""
+    first = argv[0] if argv else ""
+    parser = _parser(first)
+    if first.startswith("-") and first not in ("-h", "--help", "--version"):
+        parser.error(f"unknown option {first}; a COMMAND comes first: {', '.join(COMMANDS)}")
+    if first == "lab":
+        from .lab.cli import complaint
+
+        arguments, unknown = parser.parse_known_args(argv)
+        if (wrong := complaint(arguments, unknown, argv[1:])) is not None:
+            parser.exit(os.EX_USAGE, f"ftpproxy lab: {wrong}\n")
+        return arguments
+    if first in ("serve", "check", "rules") and len(argv) > 1 and not argv[1].startswith("-"):
+        parser.exit(os.EX_USAGE, f"ftpproxy {first}: did you mean -c {argv[1]}?\n")
+    return parser.parse_args(argv)
+
+
 def _run(argv: Sequence[str]) -> int:
-    arguments = _parser(argv[0] if argv else "").parse_args(argv)
+    arguments = _arguments(argv)
     if arguments.first_word == "lab":
         return _lab(arguments)
 

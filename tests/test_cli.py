@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from ftpproxy import __version__, cli
+from ftpproxy.advice import port_overlaps
+from ftpproxy.config import load
 
 ROOT = Path(__file__).parent.parent
 GOOD = "docs/examples/tproxy.toml"
@@ -79,7 +81,7 @@ def test_rules_in_forward_mode_need_clients(tmp_path: Path) -> None:
     [
         ([], "the following arguments are required: COMMAND"),
         (["serv"], "invalid choice: 'serv'"),
-        (["--nonsense"], "the following arguments are required: COMMAND"),
+        (["--nonsense"], "unknown option --nonsense; a COMMAND comes first: serve, check, rules, lab"),
         (["check"], "the following arguments are required: -c/--config"),
         (["check", "-c"], "expected one argument"),
         (["check", "-c", GOOD, "extra"], "unrecognized arguments: extra"),
@@ -87,6 +89,16 @@ def test_rules_in_forward_mode_need_clients(tmp_path: Path) -> None:
         (["rules"], "-c FILE is required, except with --remove"),
         (["rules", "--apply"], "-c FILE is required, except with --remove"),
         (["rules", "--apply", "--remove"], "not allowed with argument"),
+        (["check", GOOD], f"did you mean -c {GOOD}?"),
+        (["rules", GOOD, "--apply"], f"did you mean -c {GOOD}?"),
+        (["lab", "--nonsense"], "unknown option --nonsense"),
+        (["lab", "demo", "--no-proxy"], "leave out --no-proxy"),
+        (["lab", "curl", "-sS", "ftp://x"], "put -- before COMMAND: ftpproxy lab -- curl -sS ftp://x"),
+        (
+            ["lab", "--topology", "both", "curl", "-P", "-", "ftp://x"],
+            "put -- before COMMAND: ftpproxy lab --topology both -- curl -P - ftp://x",
+        ),
+        (["lab", "sh", "--", "x"], "put -- before COMMAND: ftpproxy lab -- sh -- x"),
     ],
     ids=" ".join,
 )
@@ -104,6 +116,29 @@ def test_help(argv: list[str]) -> None:
     assert done.stdout.startswith(f"usage: {' '.join(['ftpproxy', *argv])} ")
     assert "  ftpproxy " in done.stdout, "an example"
     assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+def test_the_usage_of_rules_shows_both_forms() -> None:
+    assert "usage: ftpproxy rules -c FILE [--apply]\n       ftpproxy rules --remove\n" in ftpproxy("rules", "-h").stdout
+
+
+def test_check_warns_of_ports_that_others_use(tmp_path: Path) -> None:
+    file = tmp_path / "f.toml"
+    file.write_text((ROOT / GOOD).read_text() + 'data_ports = "30000-65535"\n')
+    done = ftpproxy("check", "-c", str(file))
+    assert (done.returncode, done.stdout) == (0, f"{file}: ok, 1 service\n")
+    assert done.stderr.startswith(
+        f'{file}: service "lan".data_ports: warning: 30000-65535 overlaps net.ipv4.ip_local_port_range ('
+    )
+
+
+def test_ports_overlap_or_not(tmp_path: Path) -> None:
+    config = load(str(ROOT / GOOD))
+    local = tmp_path / "ip_local_port_range"
+    for text, overlaps in (("32768\t60999\n", 0), ("29999 60999", 1), ("1024 20000", 1), ("1024 19999", 0)):
+        local.write_text(text)
+        assert len(list(port_overlaps(config, local))) == overlaps
+    assert list(port_overlaps(config, tmp_path / "absent")) == []
 
 
 def test_version() -> None:

@@ -54,7 +54,9 @@ class Host:
         return ["ip", "netns", "exec", self.namespace, *argv]
 
     def run(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """`subprocess.run` on this host: text, output captured, unless `options` say otherwise."""
+        """`subprocess.run` on this host: text, output captured, and out of reach of the terminal's Ctrl-C (which
+        comes to us, and we end what we started), unless `options` say otherwise."""
+        options.setdefault("start_new_session", True)
         if "stdout" not in options and "stderr" not in options:
             options.setdefault("capture_output", True)
         options.setdefault("text", True)
@@ -62,7 +64,9 @@ class Host:
         return completed
 
     def popen(self, *argv: str, **options: Any) -> subprocess.Popen[str]:
-        """`subprocess.Popen` on this host, in text.  It is killed when the lab ends, if not before."""
+        """`subprocess.Popen` on this host: text, out of reach of the terminal's Ctrl-C, unless `options` say
+        otherwise.  It is killed when the lab ends, if not before."""
+        options.setdefault("start_new_session", True)
         options.setdefault("text", True)
         child: subprocess.Popen[str] = subprocess.Popen(self.command(*argv), **options)
         self.children.append(child)

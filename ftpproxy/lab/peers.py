@@ -133,7 +133,12 @@ def run(
         started.append((transfer, name, client.popen(*argv, stdout=subprocess.PIPE, env=environment())))
     outcomes = {}
     for transfer, name, process in started:
-        line, _ = process.communicate(timeout=PATIENCE)
+        try:
+            line, _ = process.communicate(timeout=PATIENCE)
+        except BaseException:  # an interrupt: nobody else ends those that are not in a namespace
+            for *_, each in started:
+                each.kill()
+            raise
         outcome = Outcome(**json.loads(line))
         if outcome.ok:
             stored = server.root / name

@@ -63,6 +63,16 @@ def test_a_shell_is_told_where_it_is() -> None:
     assert done.stdout.endswith("clearing away\n")
 
 
+def test_a_program_that_there_is_not() -> None:
+    done = lab("--no-proxy", "--", "frobnicate", "-x")
+    assert (done.returncode, done.stdout) == (127, "")
+    assert done.stderr == "ftpproxy lab: frobnicate: there is no such program\n"
+
+
+def test_a_signal_becomes_a_code() -> None:
+    assert lab("--no-proxy", "--", "sh", "-c", "kill -9 $$").returncode == 128 + 9
+
+
 def test_an_ordinary_user_has_a_lab() -> None:
     if subprocess.run([*NOBODY, "unshare", "-Urnm", "true"], capture_output=True).returncode:
         pytest.skip("this kernel gives ordinary users no namespaces")

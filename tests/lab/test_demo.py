@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,37 @@ def test_sigterm_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
         assert process.stdout.read() == ""  # end of file: nobody who had inherited it is alive
+    assert namespaces(process.pid) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@netns
+@root
+def test_an_interrupt_in_the_middle_is_no_traceback(tmp_path: Path) -> None:
+    """Ctrl-C goes to every process of the terminal's group."""
+    argv = [sys.executable, "-m", "ftpproxy", "lab", "demo"]
+    with subprocess.Popen(
+        argv,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment() | {"TMPDIR": str(tmp_path)},
+        start_new_session=True,
+    ) as process:
+
+        def busy() -> bool:
+            names = [name for name in namespaces(process.pid) if name.endswith("-client")]
+            pids = [subprocess.run(["ip", "netns", "pids", name], text=True, capture_output=True) for name in names]
+            return any(each.stdout.strip() for each in pids)
+
+        deadline = time.monotonic() + 30
+        while not busy():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "\nftpproxy lab: interrupted; clearing away\n")
     assert namespaces(process.pid) == []
     assert list(tmp_path.iterdir()) == []
 
