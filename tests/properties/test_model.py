@@ -120,6 +120,8 @@ class Client:
             at = 1 if head in TRANSFERS and verb in OUT_OF_BAND and head == self.outstanding[0] else 0
             assert self.outstanding[at] == verb or self.outstanding[0] in SET_UPS, (verb, self.outstanding)
             del self.outstanding[at]
+        if text.endswith("is forgotten"):
+            self.outstanding.popleft()
 
 
 class Server:
@@ -167,7 +169,11 @@ class Server:
         self.transfer = None
         if transfer.path is None or not transfer.path.up:
             # As pyftpdlib: of the transfer nothing more is heard.
-            return "225 re:ABOR\r\n" if style % 3 == 0 else f"426 re:{transfer.verb}\r\n226 re:ABOR\r\n"
+            return (
+                "225 re:ABOR, the transfer is forgotten\r\n"
+                if style % 3 == 0
+                else f"426 re:{transfer.verb}\r\n226 re:ABOR\r\n"
+            )
         return (
             f"226 ABOR re:{transfer.verb} re:ABOR\r\n"
             if style % 3 == 0
@@ -281,6 +287,12 @@ class Dialogue(RuleBasedStateMachine):
     @rule(verb=st.sampled_from(["PASV", "EPSV"]), abort=st.booleans())
     def client_pipelines(self, verb: str, abort: bool) -> None:
         for line in (verb, "RETR x", *(["ABOR"] if abort else []), "NOOP"):
+            self.command(line)
+
+    @precondition(lambda self: self.free() and self.server.transfer is not None)
+    @rule(lines=st.lists(st.sampled_from(["ABOR", "STAT", "NOOP"]), min_size=1, max_size=3))
+    def client_interrupts(self, lines: list[str]) -> None:
+        for line in lines:
             self.command(line)
 
     @precondition(lambda self: self.free() and len(self.client.outstanding) > 2)
@@ -415,10 +427,15 @@ class Dialogue(RuleBasedStateMachine):
         if hasattr(self, "interpreter") and not self.over and not self.interpreter._dialogue.ledger:
             assert self.needs == {CLIENT: Need.DATA, SERVER: Need.DATA}
 
-    @rule()
-    def everything_settles(self) -> None:
+    @rule(style=st.integers(0, 23), steps=st.integers(2, 12))
+    def things_go_on(self, style: int, steps: int) -> None:
+        for _ in range(steps):
+            self.move(style)
+
+    @rule(style=st.integers(0, 23))
+    def everything_settles(self, style: int) -> None:
         for _ in range(MOST_ROUNDS):
-            if not self.step():
+            if not (self.move(style) or self.wait(style)):
                 break
         else:
             raise AssertionError("it never comes to rest")
@@ -430,27 +447,23 @@ class Dialogue(RuleBasedStateMachine):
             assert self.needs == {CLIENT: Need.DATA, SERVER: Need.DATA}
         assert not self.server.todo
         assert not any(self.wires.values())
-        assert not self.silent(), self.client.outstanding
+        assert not self.client.outstanding
 
-    def silent(self) -> list[str]:
-        """What the client still waits for, transfers excepted whose ABOR was answered for both."""
-        return [verb for verb in self.client.outstanding if verb not in TRANSFERS]
-
-    def step(self) -> bool:
-        """Something that can happen; what only time can bring comes last."""
-        for side in Side:
-            for inward in (False, True):
-                if self.carry(side, inward, 10_000):
-                    return True
-        if said := self.server.act(0):
+    def move(self, style: int) -> bool:
+        """Something that can happen now."""
+        if any(self.carry(side, inward, 10_000) for side in Side for inward in (False, True)):
+            return True
+        if said := self.server.act(style):
             self.say(SERVER, said)
             return True
         if self.server.gone and not self.over and self.needs[SERVER] is Need.DATA:
             self.interpreter.receive(SERVER, b"")
             self.pump()
             return True
-        if any(self.connect(side) for side in (SERVER, CLIENT)):
-            return True
+        return any(self.connect(side) for side in (SERVER, CLIENT))
+
+    def wait(self, style: int) -> bool:
+        """What only time can bring."""
         if self.path is not None and len(self.path.up) == 2:
             self.path_finishes()
             return True
@@ -459,14 +472,14 @@ class Dialogue(RuleBasedStateMachine):
         if self.path is not None and self.interpreter._dialogue.ledger:
             self.path_fails()
             return True
-        if said := self.server.act(1, late=True):
+        if said := self.server.act(style | 1, late=True):
             self.say(SERVER, said)
             return True
         return False
 
     def teardown(self) -> None:
         if hasattr(self, "interpreter"):
-            self.everything_settles()
+            self.everything_settles(0)
 
 
 TestDialogue = Dialogue.TestCase
