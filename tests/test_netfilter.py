@@ -19,11 +19,13 @@ from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_DELSETELEM, NFT_MSG_NEW
 
 from ftpproxy.endpoints import Endpoint
 from ftpproxy.netfilter import (
+    Claim,
     Element,
     Elements,
     NetfilterError,
     awaited,
     called,
+    has_table,
     load_table,
     pack_batch,
     remove_table,
@@ -269,14 +271,33 @@ def test_nft_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
             load_table()
 
 
+@pytest.mark.netns
+def test_a_table_is_there_or_not(table: Namespace) -> None:
+    assert has_table("ftpproxy") is True
+    assert has_table("ftpproxy_intercept") is False
+
+
+@pytest.mark.netns
+def test_the_table_belongs_to_one(table: Namespace) -> None:
+    first = Claim()
+    with pytest.raises(NetfilterError, match="another ftpproxy"):
+        Claim()
+    first.close()
+    second = Claim()
+    assert sorted(listed(table)) == MAPS, "only who loaded it removes it"
+    second.load()
+    second.close()
+    assert has_table("ftpproxy") is False
+
+
 UNPRIVILEGED = """
 from ftpproxy.endpoints import Endpoint
-from ftpproxy.netfilter import Elements, NetfilterError, awaited, load_table, remove_table
+from ftpproxy.netfilter import Elements, NoPermission, awaited, has_table, load_table, remove_table
 
 for change in (load_table, remove_table):
     try:
         change()
-    except NetfilterError as error:
+    except NoPermission as error:
         print(error)
 at = Endpoint.parse("192.0.2.1:1")
 with Elements() as elements:
@@ -284,6 +305,7 @@ with Elements() as elements:
         elements.add(awaited(at.host, at, at))
     except PermissionError as error:
         print("CAP_NET_ADMIN", error)
+assert has_table("ftpproxy") is None
 """
 
 
