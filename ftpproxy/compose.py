@@ -12,20 +12,26 @@ import trio
 
 from . import advice, netfilter, rules
 from . import log as logs
-from .config import Config, ServiceConfig
+from .announce import OWN, Announcements, Announcer, File, Interface, Name, Told
+from .config import Announce, AnnounceFrom, Config, GatewayConfig, ServiceConfig
 from .dtp.relay import RelayPlane
-from .endpoints import IPAddress, Side
+from .endpoints import Side
+from .errands import Errands
 from .intercept.direct import DirectGate
 from .intercept.interceptor import Gate, PortRange
 from .intercept.linux import RedirectGate, TproxyGate
 from .log import event
+from .passwords import BadUsersFile, Users
+from .pi.destinations import Destinations
+from .pi.wishes import LoginSettings
+from .reception import Gateway
 from .server import CannotListen, Server, Service
 from .session import Terms
 from .switchboard import Switchboard
 
 __all__ = ["run"]
 
-EX_OK, EX_UNAVAILABLE, EX_NOPERM = 0, 69, 77
+EX_OK, EX_UNAVAILABLE, EX_NOPERM, EX_CONFIG = 0, 69, 77, 78
 """sysexits(3)."""
 
 DESCRIPTORS_A_SESSION = 10
@@ -48,6 +54,8 @@ def run(config: Config) -> int:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
         return _fail(str(error), EX_UNAVAILABLE)
+    except BadUsersFile as error:
+        return _fail(str(error), EX_CONFIG)
     except CannotListen as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
@@ -64,8 +72,10 @@ def _fail(text: str, code: int) -> int:
 async def _serve(config: Config, claim: netfilter.Claim | None) -> int:
     board = Switchboard()
     elements = None if claim is None else netfilter.Elements()
-    services = [_service(service, board, elements) for service in config.services]
-    server = Server(board, services)
+    announcer = Announcer()
+    errands = Errands(board)
+    services = [_service(service, board, elements, announcer, errands) for service in config.services]
+    server = Server(board, services, errands, announcer=announcer)
     try:
         server.listen()
         if claim is not None:
@@ -100,7 +110,13 @@ def _warn(config: Config) -> None:
         event(log, logging.WARNING, "rules.missing", table=f"inet {rules.TABLE}", hint="ftpproxy rules -c FILE --apply")
 
 
-def _service(config: ServiceConfig, board: Switchboard, elements: netfilter.Elements | None) -> Service:
+def _service(
+    config: ServiceConfig,
+    board: Switchboard,
+    elements: netfilter.Elements | None,
+    announcer: Announcer,
+    errands: Errands,
+) -> Service:
     gate = _gate(config, elements)
     plane = RelayPlane(
         gate,
@@ -110,11 +126,6 @@ def _service(config: ServiceConfig, board: Switchboard, elements: netfilter.Elem
         data_setup=config.timeouts.data_setup,
         data_idle=config.timeouts.data_idle,
     )
-    announce: dict[Side, IPAddress] = {}
-    if config.announce.client is not None:
-        announce[Side.CLIENT] = config.announce.client
-    if config.announce.server is not None:
-        announce[Side.SERVER] = config.announce.server
     return Service(
         terms=Terms(
             service=config.name,
@@ -122,17 +133,57 @@ def _service(config: ServiceConfig, board: Switchboard, elements: netfilter.Elem
             timeouts=config.timeouts,
             planes=[plane],
             source=config.source,
-            announce=announce,
             active_source_port=config.active_source_port,
             translate=config.translate,
+            send_proxy=None if config.send_proxy == "off" else config.send_proxy,
         ),
         gate=gate,
         listen=config.listen,
         clients=config.clients,
         policies=config.policies,
+        announcements=_announcements(config, announcer),
         servers=config.servers if config.mode == "reverse" else None,
+        gateway=_gateway(config.gateway, errands) if config.mode == "gateway" else None,
+        proxy_protocol=config.proxy_protocol,
         most_sessions=config.limits.sessions,
         most_per_client=config.limits.per_client,
+    )
+
+
+def _announcements(config: ServiceConfig, announcer: Announcer) -> Announcements | None:
+    def told(announce: Announce) -> dict[Side, Told]:
+        given = {Side.CLIENT: announce.client, Side.SERVER: announce.server}
+        return {
+            side: _source(where) if isinstance(where, AnnounceFrom) else (where,)
+            for side, where in given.items()
+            if where is not None
+        }
+
+    general = told(config.announce)
+    networks = [(each.clients, told(each)) for each in config.announce_to]
+    for each in (general, *(instead for _, instead in networks)):
+        for source in each.values():
+            if not isinstance(source, tuple):
+                announcer.keep(source, config.announce_refresh)
+    return Announcements(announcer, general, networks) if general or networks else None
+
+
+def _source(where: AnnounceFrom) -> Told:
+    kinds: dict[str, type[Interface | Name | File]] = {"interface": Interface, "name": Name, "file": File}
+    return OWN if where.kind == "own" else kinds[where.kind](where.what)
+
+
+def _gateway(config: GatewayConfig, errands: Errands) -> Gateway:
+    """Raises `BadUsersFile`."""
+    return Gateway(
+        settings=LoginSettings(
+            destinations=Destinations(config.destinations),
+            hosts=dict(config.hosts),
+            styles=frozenset(config.styles),
+            authenticate=bool(config.users),
+        ),
+        errands=errands,
+        users=Users.read(config.users) if config.users else None,
     )
 
 
