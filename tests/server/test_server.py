@@ -249,11 +249,18 @@ def test_a_taken_port_is_named() -> None:
     try:
         at = Endpoint.from_sockaddr(taken.getsockname())
         stage = Stage()
-        with pytest.raises(CannotListen, match=f"{at}: Address already in use"):
+        with pytest.raises(CannotListen, match=f"{at}: another process listens there already"):
             stage.serve(listen=[at])
         stage.close()
     finally:
         taken.close()
+
+
+def test_an_address_that_is_not_ours_is_named() -> None:
+    stage = Stage()
+    with pytest.raises(CannotListen, match="192.0.2.1:8021: 192.0.2.1 is not an address of this machine"):
+        stage.serve(listen=[Endpoint.parse("192.0.2.1:8021")])
+    stage.close()
 
 
 def test_no_descriptor_left_is_a_pause(stage: Stage) -> None:
