@@ -293,7 +293,7 @@ BAD: list[tuple[str, list[str]]] = [
     # words
     (
         changed(FORWARD, mode='"foward"'),
-        ['service "lan".mode: "foward" is not known here; known: "forward", "reverse"'],
+        ['service "lan".mode: "foward" is not known here; known: "forward", "reverse", "gateway"'],
     ),
     (changed(FORWARD, planes='["nft", "relay"]'), ['service "lan".planes[0]: "nft" is not known here; known: "relay"']),
     (
@@ -771,7 +771,7 @@ def documented() -> dict[str, dict[str, str]]:
     return found
 
 
-SUBTABLES = {"policy", "limits", "tls"}
+SUBTABLES = {"gateway", "policy", "limits", "tls"}
 
 
 def test_every_key_is_documented_and_no_other() -> None:

@@ -29,6 +29,7 @@ from .values import (
     AnnounceTo,
     Config,
     ConfigError,
+    GatewayConfig,
     IPNetwork,
     Limits,
     LogConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "AnnounceTo",
     "Config",
     "ConfigError",
+    "GatewayConfig",
     "IPNetwork",
     "Limits",
     "LogConfig",
@@ -121,8 +123,10 @@ def show(config: Config) -> str:
     blocks = [_block("[log]", config.log)]
     for service in config.services:
         table = ServiceTable.of(service)
-        blocks.append(_block("[[service]]", table, without=("policy", "limits", "tls", "announce_to", "rule")))
-        blocks += [_block(f"[service.{name}]", getattr(table, name)) for name in ("policy", "limits", "tls")]
+        blocks.append(
+            _block("[[service]]", table, without=("gateway", "policy", "limits", "tls", "announce_to", "rule"))
+        )
+        blocks += [_block(f"[service.{name}]", getattr(table, name)) for name in ("gateway", "policy", "limits", "tls")]
         blocks += [_block("[[service.announce_to]]", each) for each in table.announce_to]
         blocks += [_block("[[service.rule]]", rule) for rule in table.rule]
     return "\n".join(blocks)

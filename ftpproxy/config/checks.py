@@ -15,7 +15,7 @@ from ..pi.filter import UNTRANSLATED, verbs_of
 from ..pi.policy import IPNetwork, Policy
 from .reading import Found, Where
 from .tables import ServiceTable
-from .values import Announce, AnnounceFrom, ServiceConfig
+from .values import Announce, AnnounceFrom, GatewayConfig, ServiceConfig
 
 __all__ = ["check_service", "check_together"]
 
@@ -45,6 +45,7 @@ def check_service(service: ServiceTable) -> Iterator[Found]:
     yield from _rules(service)
     yield from _listeners(service)
     yield from _mode(service)
+    yield from _gateway(service)
     yield from _addresses(service)
     if not service.planes:
         yield ("planes",), 'is empty: nothing would carry the data connections; use ["relay"]'
@@ -150,7 +151,28 @@ def _listeners(service: ServiceTable) -> Iterator[Found]:
                 yield where, f'"redirect" leads to one port a family, and {earlier[0]} is there already'
 
 
+def _gateway(service: ServiceTable) -> Iterator[Found]:
+    if service.mode != "gateway":
+        if service.gateway != GatewayConfig():
+            yield ("gateway",), "belongs to gateway mode"
+        return
+    if service.intercept != "none":
+        yield ("intercept",), 'gateway mode needs "none": clients call the proxy and name the server'
+    if service.servers:
+        yield ("servers",), "belongs to reverse mode; in gateway mode the client names the server"
+    for index, (name, server) in enumerate(service.gateway.hosts):
+        where = ("gateway", "hosts", index)
+        if name in [each.name for each in service.gateway.hosts[:index]]:
+            yield where, f"{name} is there already"
+        if server.port == 0 or server.host.is_unspecified or server.host.is_multicast:
+            yield where, f"{server} is no server to call"
+        if server in service.listen:
+            yield where, "the service would call itself"
+
+
 def _mode(service: ServiceTable) -> Iterator[Found]:
+    if service.mode == "gateway":
+        return
     if service.mode == "forward":
         if service.intercept == "none":
             yield (

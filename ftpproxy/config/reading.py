@@ -26,11 +26,12 @@ from cattrs import (
 from cattrs.gen import make_dict_structure_fn, override
 
 from ..endpoints import Endpoint, IPAddress, parse_address
+from ..pi.destinations import Destination, parse_target
 from ..pi.filter import GROUPS, KNOWN
 from ..pi.policy import CommandName, CommandRule, IPNetwork, Policy
 from .patterns import compile_pattern
 from .tables import CHOICES, ELSEWHERE, SECTIONS, CommandRuleTable, RuleTable, keys
-from .values import AnnounceFrom, PortSpan
+from .values import AnnounceFrom, HostName, PortSpan
 
 __all__ = ["Found", "Where", "key_path", "read"]
 
@@ -164,6 +165,18 @@ def _pattern(value: object, _: object) -> re.Pattern[bytes]:
     return compile_pattern(_string(value, "a regular expression in a string"))
 
 
+def _host_name(value: object, _: object) -> HostName:
+    text = _string(value, 'a name with its server such as "mirror=10.0.0.5:21"')
+    name, equals, server = text.partition("=")
+    try:
+        target = parse_target(name.strip().encode())
+    except ValueError:
+        target = None
+    if not equals or target is None or target.address is not None or target.host != name.strip().lower():
+        raise ValueError(f'{text!r} is not a name with its server such as "mirror=10.0.0.5:21"')
+    return HostName(target.host, Endpoint.parse(server.strip()))
+
+
 def _choice(words: tuple[Any, ...]) -> Callable[[object, object], Any]:
     def read(value: object, _: object) -> Any:
         if type(value) is not type(words[0]):
@@ -248,6 +261,11 @@ def _converter() -> Converter:
     converter.register_structure_hook_func(lambda kind: kind == IPNetwork, _network)
     converter.register_structure_hook(Endpoint, lambda value, _: Endpoint.parse(_string(value, '"ADDRESS:PORT"')))
     converter.register_structure_hook(PortSpan, _span)
+    converter.register_structure_hook(HostName, _host_name)
+    converter.register_structure_hook_func(
+        lambda kind: kind is Destination,
+        lambda value, _: Destination.parse(_string(value, "a network or a host name in a string")),
+    )
     converter.register_structure_hook(float, _seconds)
     for kind in (bool, int, str):
         converter.register_structure_hook(kind, _plain(kind))

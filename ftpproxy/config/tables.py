@@ -14,7 +14,7 @@ import attrs
 from attrs import evolve, frozen
 
 from ..pi.policy import CommandName, CommandRule, IPNetwork, NetworkRule, Policy, Timeouts
-from .values import Announce, AnnounceTo, Limits, LogConfig, ServiceConfig
+from .values import Announce, AnnounceTo, GatewayConfig, Limits, LogConfig, ServiceConfig
 
 __all__ = [
     "CHOICES",
@@ -132,6 +132,7 @@ SECTIONS: dict[str, type] = {
     "[[service]]": ServiceTable,
     "announce": Announce,
     "[[service.announce_to]]": AnnounceTo,
+    "[service.gateway]": GatewayConfig,
     "[service.policy]": Policy,
     "[[service.rule]]": RuleTable,
     "[service.tls]": TlsTable,

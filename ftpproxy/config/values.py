@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from attrs import frozen
 
 from ..endpoints import Endpoint, IPAddress
+from ..pi.destinations import Destination
 from ..pi.policy import IPNetwork, NetworkRule, Policies, Policy, Timeouts
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "AnnounceTo",
     "Config",
     "ConfigError",
+    "GatewayConfig",
+    "HostName",
     "IPNetwork",
     "Limits",
     "LogConfig",
@@ -92,6 +95,33 @@ class Limits:
     per_client: int = 100
 
 
+class HostName(NamedTuple):
+    """A name of ours and the server behind it: `"mirror=10.0.0.5:21"` in the file."""
+
+    name: str
+    server: Endpoint
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.server}"
+
+
+Style = Literal["user@host", "proxyuser@host", "user@host proxyuser", "user@proxyuser@host", "site", "open", "host"]
+"""How a client may name its server; `STYLES` of `wishes`."""
+ALL_STYLES: tuple[Style, ...] = get_args(Style)
+
+
+@frozen(kw_only=True)
+class GatewayConfig:
+    """`[service.gateway]`: whom the clients of gateway mode may name, and how."""
+
+    destinations: tuple[Destination, ...] = ()
+    """Empty: nobody."""
+    hosts: tuple[HostName, ...] = ()
+    styles: tuple[Style, ...] = ALL_STYLES
+    users: str = ""
+    """The file with the proxy's own users; empty: nobody has to log in to the proxy."""
+
+
 DEFAULT_POLICY = Policy()
 DEFAULT_TIMEOUTS = Timeouts()
 
@@ -101,7 +131,7 @@ class ServiceConfig:
     """One `[[service]]`: a listener, perhaps of several addresses, with its policy."""
 
     name: str
-    mode: Literal["forward", "reverse"]
+    mode: Literal["forward", "reverse", "gateway"]
     listen: tuple[Endpoint, ...]
     intercept: Literal["tproxy", "redirect", "none"]
     clients: tuple[IPNetwork, ...] = ()
@@ -121,6 +151,11 @@ class ServiceConfig:
     """The port that active data reaches the client from; 0: any."""
     translate: Literal["mirror", "active", "passive"] = "mirror"
     """What the server hears: what the client said, always PORT or EPRT, always PASV or EPSV."""
+    proxy_protocol: tuple[IPNetwork, ...] = ()
+    """Load balancers, whose connections begin with a PROXY header."""
+    send_proxy: Literal["off", "v1", "v2"] = "off"
+    """The version of the PROXY header that servers are told the client by."""
+    gateway: GatewayConfig = GatewayConfig()
     policy: Policy = DEFAULT_POLICY
     rules: tuple[NetworkRule, ...] = ()
     """Clients with another policy, whole."""
