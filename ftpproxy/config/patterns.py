@@ -23,7 +23,7 @@ from ..pi.filter import LONGEST_ARGUMENT
 
 __all__ = ["MOST_WAYS", "compile_pattern"]
 
-MOST_WAYS = 2**26
+MOST_WAYS = 2**23
 
 
 def compile_pattern(text: str) -> re.Pattern[bytes]:
