@@ -33,6 +33,9 @@ from ftpproxy.pi.actions import Action, Arm, DropPath, Hangup, OpenPath, SettleP
 from ftpproxy.pi.policy import Policy
 from ftpproxy.routes import Route
 
+STIMULI = {"opened", "refused", "connected", "failed", "delivered", "finished", "timer"}
+"""Words that make something happen; what happened before must have been expected by then."""
+
 DIALOGUES = sorted(Path(__file__).parent.joinpath("dialogues").glob("*.txt"))
 
 ROUTES = {

@@ -11,8 +11,10 @@ from typing import NamedTuple
 from ..wire.reply import ReplyLine, ReplyReader
 from .verbs import Kind
 
-__all__ = ["Part", "ReplyCollector", "ReplyTooLong"]
+__all__ = ["ENDPOINT_CODES", "Part", "ReplyCollector", "ReplyTooLong"]
 
+ENDPOINT_CODES = (227, 228, 229)
+"""Replies that name an endpoint, whatever they answer."""
 LONGEST_HELD_REPLY = 256 * 1024
 """Octets of a whole reply that may have to be replaced."""
 LONGEST_HELD_TRANSFER_REPLY = 8 * 1024
@@ -42,10 +44,12 @@ class Part(NamedTuple):
 class ReplyCollector:
     """Give lines, take parts of replies."""
 
-    __slots__ = ("_kept", "_octets", "_reader", "_streaming")
+    __slots__ = ("_kept", "_kind", "_octets", "_reader", "_streaming")
 
     def __init__(self) -> None:
         self._reader = ReplyReader()
+        self._kind = Kind.ORDINARY
+        """What the reply that is open answers."""
         self._kept: list[bytes] = []
         self._octets = 0
         self._streaming = False
@@ -59,7 +63,11 @@ class ReplyCollector:
     def take(self, line: bytes, kind: Kind) -> Part:
         """What is due now that `line` has come, in answer to a command of `kind`.  Raises `NotAReply` for a line
         outside any reply, and `ReplyTooLong`."""
+        begins = not self._reader.inside
         judged = self._reader.read(line)
+        if begins:  # an endpoint is kept back whatever it answers, so that it need not be passed on
+            self._kind = Kind.PASSIVE if judged.code in ENDPOINT_CODES else kind
+        kind = self._kind
         octets = judged.line + b"\r\n"
         self._kept.append(octets)
         self._octets += len(octets)

@@ -31,10 +31,10 @@ from ..routes import Route
 from ..wire import feat
 from ..wire.command import Command
 from ..wire.lines import OVERLONG, LineBuffer
-from ..wire.reply import NotAReply, ReplyLine
+from ..wire.reply import NotAReply, ReplyLine, mended, reply
 from ..wire.telnet import SYNCH, TelnetFilter
 from .actions import Action, Arm, Chunk, Hangup, Need, Timer
-from .collector import ReplyCollector, ReplyTooLong
+from .collector import ENDPOINT_CODES, ReplyCollector, ReplyTooLong
 from .dialogue import NO_COMMAND, Dialogue
 from .filter import Refusal, filter_of
 from .handover import HandOver
@@ -42,6 +42,8 @@ from .intake import LONGEST_COMMAND, Ending, Intake
 from .ledger import Turn
 from .negotiation import Negotiation, Translate
 from .policy import Policy, Timeouts
+from .security import Passage, PlainText
+from .transfers import Transfers
 from .verbs import REFUSED_FEATURES, Kind, kind_of
 
 __all__ = ["LONGEST_COMMAND", "LONGEST_REPLY", "ProtocolInterpreter"]
@@ -61,27 +63,6 @@ CLIENT, SERVER = Side.CLIENT, Side.SERVER
 class ProtocolInterpreter:
     """One control connection's understanding of itself.  Raises nothing for anything that a peer sends."""
 
-    __slots__ = (
-        "_aborted",
-        "_client_ended",
-        "_collector",
-        "_dialogue",
-        "_dismissed",
-        "_filter",
-        "_handover",
-        "_held",
-        "_intake",
-        "_logged_in",
-        "_negotiation",
-        "_over",
-        "_policy",
-        "_replies",
-        "_server_ended",
-        "_server_telnet",
-        "_timeouts",
-        "_unread",
-    )
-
     def __init__(
         self,
         route: Route,
@@ -95,8 +76,10 @@ class ProtocolInterpreter:
         self._policy = policy or Policy()
         self._timeouts = timeouts or Timeouts()
         self._dialogue = Dialogue()
+        self._transfers = Transfers(self._dialogue)
         self._negotiation = Negotiation(
             self._dialogue,
+            self._transfers,
             route,
             self._policy,
             self._timeouts,
@@ -108,13 +91,15 @@ class ProtocolInterpreter:
         self._server_telnet = TelnetFilter()
         self._replies = LineBuffer(LONGEST_REPLY)
         self._collector = ReplyCollector()
-        self._held: Command | None = None
-        """A command that must wait for its turn."""
+        self._held: Command | Refusal | None = None
+        """What the client said and must wait for its turn."""
+        self._solicited = False
+        """Something was owed when the reply that is being read began."""
         self._aborted = False
         """ABOR was answered a moment ago: a second answer may come late."""
         self._client_ended = self._server_ended = False
         self._logged_in = False
-        self._unread = False
+        self._passage: Passage | None = None
         """After AUTH: both directions pass as they are."""
         self._dismissed = False
         """After 421: whatever the server still says passes, nothing is matched."""
@@ -141,7 +126,7 @@ class ProtocolInterpreter:
                 self._server_ended = True
             return
         # Behind AUTH there may be TLS already, which is full of what Telnet would call commands.
-        telnet = not (self._unread or self._dialogue.ledger.owes(Kind.SECURITY))
+        telnet = not (self._passage or self._dialogue.ledger.owes(Kind.SECURITY))
         if side is CLIENT:
             if answer := self._intake.feed(octets, telnet=telnet):
                 self._dialogue.client_out.append(Chunk(answer))
@@ -173,7 +158,7 @@ class ProtocolInterpreter:
         if timer is Timer.ANNOUNCE:
             self._negotiation.announce_overdue()
         elif timer is Timer.HOLD:
-            self._negotiation.release()
+            self._transfers.release()
         elif timer is Timer.ABORT:
             self._give_transfer_up()
         elif timer is Timer.ABORTED:
@@ -182,9 +167,9 @@ class ProtocolInterpreter:
             self._hang_up("the server said 421 and did not close")
         elif timer is Timer.GREETING and self._dialogue.ledger.owes(Kind.GREETING):
             self.dismiss("The server did not greet in time.")
-        elif timer is Timer.LOGIN and not self._logged_in and not self._unread:
+        elif timer is Timer.LOGIN and self._policy.require_login and not (self._logged_in or self._passage):
             self.dismiss("Login took too long.")
-        elif timer is Timer.LINE and self._intake.overdue and not self._unread:
+        elif timer is Timer.LINE and self._intake.overdue and self._passage is None:
             self.dismiss("The command line took too long.")
 
     def dismiss(self, text: str) -> None:
@@ -208,11 +193,11 @@ class ProtocolInterpreter:
 
     def path_delivered(self) -> None:
         """Everything that the server sent on the open path was handed on to the client."""
-        self._negotiation.path_delivered()
+        self._transfers.delivered()
 
     def path_finished(self) -> None:
         """The open path has carried and ended."""
-        self._negotiation.path_finished()
+        self._transfers.finished()
 
     def path_failed(self) -> None:
         """The open path never came up and never will."""
@@ -222,40 +207,48 @@ class ProtocolInterpreter:
 
     def _from_client(self) -> Need:
         while not self._dialogue.actions:
-            if self._unread:
-                return self._pass_unread(
-                    self._intake, self._dialogue.server_out, self._client_ended, "the client closed"
-                )
-            command, self._held = self._held, None
-            if command is None:
-                taken = self._intake.take(logged_in=self._logged_in)
-                if taken is None:
+            if self._passage is not None:
+                return self._pass_unread(self._passage, CLIENT)
+            taken, self._held = self._held, None
+            if taken is None:
+                fresh = self._intake.take(logged_in=self._logged_in)
+                if fresh is None:
                     if self._client_ended:
                         self._client_gone()
                     elif self._intake.clock_due():
                         self._dialogue.act(Arm(Timer.LINE, self._timeouts.line))
                     return Need.PEER if self._client_ended else Need.DATA
-                if isinstance(taken, Refusal):
-                    self._dialogue.answer(*taken)
+                if isinstance(fresh, Ending):
+                    (self._hang_up if fresh.silent else self.dismiss)(fresh.reason)
                     continue
-                if isinstance(taken, Ending):
-                    (self._hang_up if taken.silent else self.dismiss)(taken.reason)
-                    continue
-                command = taken
-            kind = kind_of(command.verb)
-            ledger = self._dialogue.ledger
-            if kind in (Kind.ABORT, Kind.ENDING):
-                self._negotiation.release()  # who aborts or leaves does not wait for the last octet
-            if ledger.admits(kind):
-                self._command(command, kind)
-            elif ledger.admits_out_of_band(kind, command) and self._refusal(command, kind) is None:
-                self._interrupt(command, kind)
-            else:
-                self._held = command
+                taken = fresh
+            if not self._move(taken):
+                self._held = taken
                 return Need.PEER
         return Need.PEER
 
+    def _move(self, taken: Command | Refusal) -> bool:
+        """Forward or answer what the client said.  False if its turn has not come."""
+        ledger = self._dialogue.ledger
+        if isinstance(taken, Refusal):
+            if ledger.admits(Kind.ORDINARY):
+                self._dialogue.answer(*taken)
+                return True
+            return False
+        kind = kind_of(taken.verb)
+        if kind in (Kind.ABORT, Kind.ENDING):
+            self._transfers.release()  # who aborts or leaves does not wait for the last octet
+        if ledger.admits(kind):
+            self._command(taken, kind)
+        elif ledger.admits_out_of_band(kind, taken) and self._refusal(taken, kind) is None:
+            self._interrupt(taken, kind)
+        else:
+            return False
+        return True
+
     def _refusal(self, command: Command, kind: Kind) -> Refusal | None:
+        if not command.plain:
+            return Refusal(500, "Command not understood.")
         if command.unclean or (b"\0" in command.line and kind not in (Kind.ORDINARY, Kind.TRANSFER)):
             return Refusal(501, "The command line contains CR or NUL.")
         return self._filter.judge(command)
@@ -273,7 +266,7 @@ class ProtocolInterpreter:
             self._negotiation.passive(command, logged_in=self._logged_in)
         elif kind is Kind.ACTIVE:
             self._negotiation.active(command, logged_in=self._logged_in)
-        elif kind is Kind.TRANSFER and not self._negotiation.transfer_sent(command):
+        elif kind is Kind.TRANSFER and not self._transfers.begin(command):
             self._dialogue.answer(425, "Use PORT or PASV first.")
         else:
             self._dialogue.forward(command, kind, command.line + b"\r\n")
@@ -293,11 +286,9 @@ class ProtocolInterpreter:
 
     def _from_server(self) -> Need:
         while not self._dialogue.actions:
-            if self._unread:
-                return self._pass_unread(
-                    self._replies, self._dialogue.client_out, self._server_ended, "the server closed"
-                )
-            if self._negotiation.waiting:
+            if self._passage is not None:
+                return self._pass_unread(self._passage, SERVER)
+            if self._negotiation.waiting or self._transfers.holding:
                 return Need.PEER
             line = self._replies.next_line()
             if line is None:
@@ -308,15 +299,17 @@ class ProtocolInterpreter:
             if line is OVERLONG:
                 self.dismiss("The server sent a line that is too long.")
             elif self._dismissed:
-                self._dialogue.pass_on([line + b"\r\n"])
+                self._say_as_it_is(line)
             elif line or self._collector.inside:  # empty lines between replies are nothing
                 self._reply_line(line)
         return Need.PEER
 
     def _reply_line(self, line: bytes) -> None:
-        head = self._dialogue.ledger.head
+        ledger = self._dialogue.ledger
+        if not self._collector.inside:
+            self._solicited = len(ledger) > 0
         try:
-            lines, last = self._collector.take(line, head.kind if head is not None else Kind.ORDINARY)
+            lines, last = self._collector.take(line, ledger.head.kind if ledger.head is not None else Kind.ORDINARY)
         except NotAReply:
             self._not_a_reply(line)
         except ReplyTooLong:
@@ -332,9 +325,14 @@ class ProtocolInterpreter:
         if self._policy.greeting == "strict" or (turn is not None and turn.kind in (Kind.PASSIVE, Kind.ACTIVE)):
             self.dismiss("The server does not speak FTP.")
             return
-        self._dialogue.pass_on([line + b"\r\n"])
+        self._say_as_it_is(line)
         if turn is not None:
             self._dialogue.end(turn)
+
+    def _say_as_it_is(self, line: bytes) -> None:
+        """A line that answers nothing: no endpoint, and nothing that ends a line but its end."""
+        if line[:3] not in map(b"%d".__mod__, ENDPOINT_CODES):
+            self._dialogue.pass_on([mended(line) + b"\r\n"])
 
     def _complete(self, judged: ReplyLine, lines: list[bytes]) -> None:
         """The last line of a reply has come: whose is it?"""
@@ -345,15 +343,18 @@ class ProtocolInterpreter:
             self._dialogue.pass_on(lines)
             self._dismissed = True
             self._dialogue.act(Arm(Timer.ENDING, ENDING_SECONDS))
-        elif code < 200 and ledger.head is not None:
+        elif code < 200 and ledger.head is not None and self._solicited:
             self._dialogue.pass_on(lines)
             ledger.head.preliminary = True
-        elif turns := ledger.match(code, judged.text):
-            if turns[0].ended_by(code):
+        elif self._solicited and (turns := ledger.match(code, judged.text)):
+            if code in ENDPOINT_CODES and not self._negotiation.expects_endpoint(turns[0]):
+                # A server that understood something else than we did: the client must not learn of the endpoint.
+                judged, lines = judged._replace(code=502), [reply(502, "Command not implemented.")]
+            if turns[0].ended_by(judged.code):
                 self._answered(turns, judged, lines)
             else:
                 self._dialogue.pass_on(lines)
-        elif not (code in (227, 228, 229) or (self._aborted and code in (225, 226, 426))):
+        elif not (code in ENDPOINT_CODES or (self._aborted and code in (225, 226, 426))):
             # Nobody asked.  An endpoint that nobody asked for would answer the next PASV, and is not passed on.
             self._dialogue.pass_on(lines)
 
@@ -365,7 +366,7 @@ class ProtocolInterpreter:
             self._negotiation.answered(turn, judged, lines)
             return
         if turn.kind is Kind.TRANSFER:
-            self._negotiation.transfer_ended(turn, positive, lines)
+            self._transfers.answered(turn, positive, lines)
             if len(turns) > 1:
                 self._abort_answered(turns[1])
             return
@@ -382,13 +383,15 @@ class ProtocolInterpreter:
         elif turn.kind is Kind.LOGIN:
             self._login_answered(turn, code)
         elif turn.kind is Kind.MODE and positive:
-            self._negotiation.mode(turn.command.argument)
+            self._transfers.mode(turn.command.argument)
         elif turn.kind is Kind.RESET and positive:
             self._logged_in = False
             self._negotiation.reset()
         elif turn.kind is Kind.SECURITY and code in (234, 334):
-            self._negotiation.drop("AUTH")
-            self._begin_unread()
+            self._transfers.drop("AUTH")
+            self._passage = Passage(code)
+            if self._held is not None:
+                self._hang_up("the client sent plain text behind AUTH")
         self._dialogue.end(turn)
         if turn.kind is Kind.LOGIN:
             self._lose_patience(turn.command, code)
@@ -408,7 +411,7 @@ class ProtocolInterpreter:
             self._aborted = True
             self._dialogue.act(Arm(Timer.ABORTED, ABORTED_SECONDS))
             if self._dialogue.ledger.transfer is None:
-                self._negotiation.drop("aborted")
+                self._transfers.drop("aborted")
             else:
                 self._dialogue.act(Arm(Timer.ABORT, ABORT_SECONDS))
         self._dialogue.end(turn)
@@ -416,7 +419,7 @@ class ProtocolInterpreter:
     def _give_transfer_up(self) -> None:
         """The server has answered ABOR and not the transfer (pyftpdlib, when no data connection was made)."""
         if (transfer := self._dialogue.ledger.transfer) is not None:
-            self._negotiation.drop("aborted")
+            self._transfers.drop("aborted")
             self._dialogue.end(transfer)
 
     def _server_gone(self) -> None:
@@ -426,20 +429,19 @@ class ProtocolInterpreter:
 
     # Both
 
-    def _begin_unread(self) -> None:
-        """From here on TLS, if anything (RFC 4217 section 4): plain text sent along with AUTH is an injection."""
-        self._unread = True
-        early = self._intake.take_rest()
-        if self._held is not None or not b"\x16\x03".startswith(early[:2]):
-            self._hang_up("the client sent plain text behind AUTH")
+    def _pass_unread(self, passage: Passage, side: Side) -> Need:
+        """Both directions as they are."""
+        if side is CLIENT:
+            buffer, out, ended = self._intake.take_rest(), self._dialogue.server_out, self._client_ended
         else:
-            self._intake.feed(early, telnet=False)
-
-    def _pass_unread(self, buffer: LineBuffer | Intake, out: list[Chunk], ended: bool, reason: str) -> Need:
-        if octets := buffer.take_rest():
-            out.append(Chunk(octets))
+            buffer, out, ended = self._replies.take_rest(), self._dialogue.client_out, self._server_ended
+        try:
+            if buffer:
+                out.append(Chunk(passage.from_client(buffer) if side is CLIENT else buffer))
+        except PlainText:
+            self._hang_up("the client sent plain text behind AUTH")
         if ended:
-            self._hang_up(reason)
+            self._hang_up(f"the {side} closed")
         return Need.DATA
 
     def _hang_up(self, reason: str) -> None:

@@ -15,10 +15,6 @@ stands: **install, then announce**.
 Calls are made early.  A server that named a port is called at once and its answer awaited for a second, so that a
 refused port becomes a 425 while the client can still fall back.  A server that calls before it answers PORT is
 probing, and its answer is passed on when it is known whether the client can be called.
-
-At most one path is open.  It is replaced by the next set-up command, survives a transfer that was refused
-without a preliminary reply, and is settled by the final reply after one.  "Transfer complete" for a download is
-held back until the path has delivered everything (a client should not read it before the octets), at most ten seconds.
 """
 
 from __future__ import annotations
@@ -29,16 +25,18 @@ from typing import Literal
 from attrs import define, field
 
 from ..endpoints import ANY_PORT, Endpoint, Side
-from ..paths import Await, Call, Direction, Leg, PathSpec
+from ..paths import Await, Call, Leg, PathSpec
 from ..routes import Route
 from ..wire import hostport
 from ..wire.command import Command
 from ..wire.reply import ReplyLine
-from .actions import Arm, Chunk, DropPath, OpenPath, SettlePath, StartPath, Timer
+from .actions import Arm, Chunk, OpenPath, Timer
+from .collector import ENDPOINT_CODES
 from .dialogue import Dialogue
 from .ledger import Turn
 from .policy import Policy, Timeouts, active_refusal, passive_refusal
-from .verbs import TRANSFERS, Kind
+from .transfers import Transfers
+from .verbs import Kind
 
 __all__ = ["Negotiation", "Translate"]
 
@@ -47,21 +45,8 @@ CLIENT, SERVER = Side.CLIENT, Side.SERVER
 Translate = Literal["mirror", "active", "passive"]
 """What the server hears: what the client said, always PORT or EPRT, always PASV or EPSV."""
 
-HOLD_SECONDS = 10.0
 NOT_UNDERSTOOD = frozenset({500, 501, 502, 504, 522})
 """Replies to EPSV and EPRT after which PASV and PORT are worth a try."""
-
-
-@define
-class _Path:
-    """The one path that the next transfer will use."""
-
-    reports_end: bool
-    up: set[Side] = field(factory=set)
-    concluded: bool = False
-    """The server said 2yz before both legs were up; a client may still call."""
-    delivered: bool = False
-    finished: bool = False
 
 
 @define
@@ -88,23 +73,21 @@ class Negotiation:
 
     __slots__ = (
         "_active_source_port",
-        "_block_mode",
         "_dialogue",
-        "_direction",
         "_epsv_all",
         "_extended",
-        "_held",
-        "_path",
         "_policy",
         "_route",
         "_set_up",
         "_timeouts",
+        "_transfers",
         "_translate",
     )
 
     def __init__(
         self,
         dialogue: Dialogue,
+        transfers: Transfers,
         route: Route,
         policy: Policy,
         timeouts: Timeouts,
@@ -113,6 +96,7 @@ class Negotiation:
         translate: Translate,
     ) -> None:
         self._dialogue = dialogue
+        self._transfers = transfers
         self._route = route
         self._policy = policy
         self._timeouts = timeouts
@@ -121,18 +105,16 @@ class Negotiation:
         self._epsv_all = False
         self._extended = True
         """The server has not refused EPSV or EPRT yet."""
-        self._block_mode = False
-        """MODE B or C: one data connection may carry several files (RFC 959 section 3.4)."""
-        self._direction = Direction.DOWN
-        self._path: _Path | None = None
         self._set_up: _SetUp | None = None
-        self._held: tuple[Turn, list[bytes]] | None = None
-        """A final reply that waits for the last octet of its download."""
 
     @property
     def waiting(self) -> bool:
         """Nothing of the server may be read now."""
-        return self._held is not None or (self._set_up is not None and self._set_up.waiting)
+        return self._set_up is not None and self._set_up.waiting
+
+    def expects_endpoint(self, turn: Turn) -> bool:
+        """Whether a reply to this turn may name an endpoint."""
+        return self._set_up is not None and self._set_up.turn is turn and self._set_up.server_passive
 
     @property
     def provides(self) -> list[bytes]:
@@ -196,7 +178,7 @@ class Negotiation:
             self._begin(command, Call(Endpoint(peer, named.port), self._route.orig_server.at(self._active_source_port)))
 
     def _begin(self, command: Command, client_leg: Leg) -> None:
-        self.drop("replaced by the next set-up command")
+        self._transfers.drop("replaced by the next set-up command")
         client_passive = isinstance(client_leg, Await)
         turn = Turn(command, Kind.PASSIVE if client_passive else Kind.ACTIVE)
         self._dialogue.ledger.add(turn)
@@ -245,10 +227,10 @@ class Negotiation:
                 self._no_data_connection()
             else:
                 self._tell(set_up)
-        elif set_up.server_passive and code in (227, 228, 229):
+        elif set_up.server_passive and code in ENDPOINT_CODES:
             self._named(set_up, judged)
         elif not 200 <= code < 300:
-            self.drop("refused by the server")
+            self._transfers.drop("refused by the server")
             self._pass_on(turn, lines)
         elif set_up.server_passive:
             if set_up.client_passive:  # a strange agreement, but without an endpoint a harmless one
@@ -260,8 +242,7 @@ class Negotiation:
         else:
             set_up.answer = lines
             # A server that has called already only gets on when our own call to the client is decided.
-            calling = isinstance(set_up.client_leg, Call) and self._path is not None and self._path.up == {SERVER}
-            if calling:
+            if isinstance(set_up.client_leg, Call) and self._transfers.up == {SERVER}:
                 set_up.waiting = True
             else:
                 self._offer(set_up)
@@ -306,7 +287,7 @@ class Negotiation:
     def _no_data_connection(self, text: str = "Can't open data connection.") -> None:
         """425 and not 5yz: the client may try again or fall back (RFC 6384 section 6 chooses the same)."""
         assert self._set_up is not None
-        self._path = None
+        self._transfers.forget()
         self._dialogue.say(425, text)
         self._end(self._set_up.turn)
 
@@ -314,79 +295,10 @@ class Negotiation:
         self._set_up = None
         self._dialogue.end(turn)
 
-    # Transfers
-
-    def transfer_sent(self, command: Command) -> bool:
-        """A transfer verb is about to be forwarded.  False if it has no data connection to go by: a server that tried
-        its default port (RFC 959 section 3.2) would find us there, where nobody listens."""
-        if self._path is None:
-            return False
-        self._direction = TRANSFERS[command.verb]
-        self._dialogue.act(StartPath(self._direction, command.line))
-        return True
-
-    def transfer_ended(self, turn: Turn, positive: bool, lines: list[bytes]) -> None:
-        """The server's final reply to a transfer, which is passed on now or when the last octet was delivered."""
-        path = self._path
-        if (
-            positive
-            and path is not None
-            and path.reports_end
-            and not path.delivered
-            and self._direction is Direction.DOWN
-            and not self._block_mode
-            and not self._dialogue.ledger.owes(Kind.ABORT)
-        ):
-            self._held = turn, lines
-            self._dialogue.act(Arm(Timer.HOLD, HOLD_SECONDS))
-            return
-        self._dialogue.pass_on(lines)
-        self._conclude(turn, positive)
-        self._dialogue.end(turn)
-
-    def release(self) -> None:
-        """Pass on what was held back."""
-        if self._held is not None:
-            (turn, lines), self._held = self._held, None
-            self._dialogue.pass_on(lines)
-            self._conclude(turn, True)
-            self._dialogue.end(turn)
-
-    def _conclude(self, turn: Turn, positive: bool) -> None:
-        """The path's fate (docs/protocol.md, "life of an endpoint"): a refusal without 1yz leaves it to the next."""
-        path = self._path
-        if path is None or not (positive or turn.preliminary):
-            return
-        if path.finished:
-            self._path = None
-        elif self._block_mode and len(path.up) == 2:
-            pass  # the next file may come by the same connection
-        elif len(path.up) == 2:
-            self._settle()
-        elif positive:
-            # We call the server early, so a short transfer may be over before the client has called.
-            path.concluded = True
-        else:
-            self.drop("the transfer failed")
-
-    def _settle(self) -> None:
-        self._path = None
-        self._dialogue.act(SettlePath())
-
-    def drop(self, reason: str) -> None:
-        """The open path is void."""
-        if self._path is not None:
-            self._path = None
-            self._dialogue.act(DropPath(reason))
-
-    def mode(self, argument: bytes) -> None:
-        """The server has accepted MODE (RFC 959 section 3.4)."""
-        self._block_mode = argument.strip().upper() in (b"B", b"C")
-
     def reset(self) -> None:
         """REIN: everything that was set up is void."""
-        self._epsv_all = self._block_mode = False
-        self.drop("REIN")
+        self._epsv_all = False
+        self._transfers.reset()
 
     # The path
 
@@ -395,7 +307,7 @@ class Negotiation:
         be reported by `path_finished`."""
         set_up = self._set_up
         assert set_up is not None
-        self._path = _Path(reports_end)
+        self._transfers.opened(reports_end=reports_end)
         set_up.announced = announced
         if not set_up.server_passive:
             self._tell(set_up)
@@ -407,7 +319,8 @@ class Negotiation:
     def announce_overdue(self) -> None:
         """The server has not answered our call in time: let the client try; it may answer yet."""
         set_up = self._set_up
-        if set_up is not None and set_up.waiting and set_up.server_passive and set_up.client_passive and self._path:
+        opened = self._transfers.up is not None
+        if set_up is not None and set_up.waiting and set_up.server_passive and set_up.client_passive and opened:
             self._offer(set_up)
 
     def path_refused(self) -> None:
@@ -416,44 +329,20 @@ class Negotiation:
 
     def path_connected(self, side: Side) -> None:
         """A leg of the open path is up."""
-        path, set_up = self._path, self._set_up
-        if path is None:
+        set_up = self._set_up
+        if not self._transfers.connected(side) or set_up is None or not set_up.waiting:
             return
-        path.up.add(side)
-        if set_up is not None and set_up.waiting:
-            if set_up.server_passive:
-                decided = SERVER in path.up and (set_up.client_passive or CLIENT in path.up)
-            else:
-                decided = CLIENT in path.up
-            if decided:
-                self._offer(set_up)
-        elif path.concluded and len(path.up) == 2:
-            self._settle()
-
-    def path_delivered(self) -> None:
-        """The client has been sent all, and its end."""
-        if self._path is not None:
-            self._path.delivered = True
-            self.release()
-
-    def path_finished(self) -> None:
-        """Everything that will be delivered was delivered."""
-        if self._path is not None:
-            self._path.delivered = self._path.finished = True
-            if self._held is not None:
-                self.release()
-            elif self._path.concluded or self._block_mode:
-                self._path = None
+        up = self._transfers.up or set()
+        awaited = {CLIENT} if not set_up.server_passive else {SERVER} if set_up.client_passive else {CLIENT, SERVER}
+        if awaited <= up:
+            self._offer(set_up)
 
     def path_failed(self) -> None:
         """The open path never came up and never will."""
-        if self._path is None:
-            return
-        self._path = None
         set_up = self._set_up
-        if self._held is not None:
-            self.release()
-        elif set_up is not None and set_up.waiting:
+        if not self._transfers.failed() or set_up is None:
+            return
+        if set_up.waiting:
             self._no_data_connection()
-        elif set_up is not None:
+        else:
             set_up.broken = True

@@ -15,6 +15,9 @@ __all__ = ["Command", "parse_command"]
 _BEFORE_VERB = b" \t" + bytes(range(0xF0, 0x100))
 """Blanks, and what a damaged Telnet Synch leaves behind: no verb begins so."""
 _COMMAND = re.compile(rb"([^ \t]*)(?:[ \t](.*))?", re.DOTALL)
+_PLAIN = re.compile(rb"[A-Z0-9@._-]+")
+_ALIASES = {b"P@SW": b"PASV"}
+"""Spellings that servers take for another verb: vsftpd and pure-ftpd know this one for the sake of old routers."""
 _UNCLEAN = re.compile(rb"\r(?!\0)|(?<!\r)\0")
 
 
@@ -29,6 +32,12 @@ class Command(NamedTuple):
     """The line as received, without its line end and what stands before the verb."""
 
     @property
+    def plain(self) -> bool:
+        """Whether the verb is made of what verbs are made of.  A control character or a letter of another alphabet in
+        it may be dropped or folded by a server, which then understands a verb that we did not see."""
+        return _PLAIN.fullmatch(self.verb) is not None
+
+    @property
     def unclean(self) -> bool:
         """Whether a CR or NUL stands where it could end the line for the server: CR NUL is an escaped CR in a path
         name (RFC 2640 section 3.1), everything else is either damage or an attempt to smuggle a second command."""
@@ -40,4 +49,5 @@ def parse_command(line: bytes) -> Command:
     line = line.lstrip(_BEFORE_VERB)
     match = _COMMAND.fullmatch(line)
     assert match is not None  # every part of the pattern may be empty
-    return Command(match[1].upper(), match[2] or b"", line)
+    verb = match[1].upper()
+    return Command(_ALIASES.get(verb, verb), match[2] or b"", line)

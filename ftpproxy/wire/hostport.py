@@ -122,7 +122,8 @@ def port(at: Endpoint) -> bytes:
 
 def eprt(at: Endpoint) -> bytes:
     """`EPRT |af|address|port|` with line end."""
-    return b"EPRT |%d|%s|%d|\r\n" % (protocol_number(at.host), str(at.host).encode(), at.port)
+    host = str(at.host).partition("%")[0]  # a zone means something on this machine only
+    return b"EPRT |%d|%s|%d|\r\n" % (protocol_number(at.host), host.encode(), at.port)
 
 
 def passive_reply(at: Endpoint, *, extended: bool) -> bytes:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["NotAReply", "ReplyLine", "ReplyReader", "reply"]
+__all__ = ["NotAReply", "ReplyLine", "ReplyReader", "mended", "reply"]
 
 _FIRST = re.compile(rb"([1-6][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
 _LOOKS_LAST = re.compile(rb"[0-9]{3}(?: |\Z)")
@@ -53,8 +53,7 @@ class ReplyReader:
 
     def read(self, line: bytes) -> ReplyLine:
         """Judge one line.  Raises `NotAReply`, after which the reader is as before."""
-        if b"\r" in line or b"\0" in line:
-            line = line.translate(_CONTROLS)
+        line = mended(line)
         if not self._open:
             match = _FIRST.fullmatch(line)
             if match is None:
@@ -71,6 +70,11 @@ class ReplyReader:
         if _LOOKS_LAST.match(line):
             line = b" " + line
         return ReplyLine(int(code), line, line, False)
+
+
+def mended(line: bytes) -> bytes:
+    """A line in which nothing ends a line: CR and NUL are blanks."""
+    return line.translate(_CONTROLS) if b"\r" in line or b"\0" in line else line
 
 
 def reply(code: int, text: str) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftpproxy.endpoints import Side
-from ftpproxy.pi.actions import Need, OpenPath, Timer
+from ftpproxy.pi.actions import Arm, Need, OpenPath, Timer
 from ftpproxy.pi.interpreter import ProtocolInterpreter
 
 from .. import script as scripts
@@ -24,6 +24,7 @@ class Stage:
         self.actions: deque[str] = deque()
         self.said = {side: bytearray() for side in Side}
         self.opening = False
+        self.armed: set[Timer] = set()
         self.pump()
 
     def pump(self) -> None:
@@ -34,6 +35,8 @@ class Stage:
                 while not self.opening and not isinstance(action := self.interpreter.next_action(side), Need):
                     moved = True
                     self.opening = isinstance(action, OpenPath)
+                    if isinstance(action, Arm):
+                        self.armed.add(action.timer)
                     if (words := scripts.words(action)) is not None:
                         self.actions.append(words)
         for side in Side:
@@ -48,6 +51,9 @@ class Stage:
 
     def play(self, line: scripts.Line) -> None:
         word = line.word
+        if word in scripts.STIMULI or word[1:] in (":", "*", "."):
+            assert not any(b"\n" in said for said in self.said.values()), f"unexpected: {self.said}"
+            assert not (self.actions and word not in ("opened", "refused")), f"unexpected: {self.actions}"
         if word[:1] in SIDES and word[1:] in (":", "*"):
             self.interpreter.receive(SIDES[word[0]], scripts.octets(line))
         elif word[:1] in SIDES and word[1:] == ".":
@@ -71,6 +77,7 @@ class Stage:
         elif word == "finished":
             self.interpreter.path_finished()
         elif word == "timer":
+            self.armed.remove(Timer(line.rest))
             self.interpreter.timer(Timer(line.rest))
         else:
             assert self.actions, f"expected {word} {line.rest}"

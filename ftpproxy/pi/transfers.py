@@ -1,0 +1,177 @@
+"""Transfers: the path that the next one will use, and its fate.
+
+At most one path is open.  It is replaced by the next set-up command, survives a transfer that was refused without
+a preliminary reply, and is settled by the final reply after one: from then on it goes to its own end, whatever comes
+next.  In block mode it stays for the next file.
+
+"Transfer complete" for a download is held back until the path has delivered everything, at most ten seconds: a client
+should not read it before the octets.
+"""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from ..endpoints import Side
+from ..paths import Direction
+from ..wire.command import Command
+from .actions import Arm, DropPath, SettlePath, StartPath, Timer
+from .dialogue import Dialogue
+from .ledger import Turn
+from .verbs import TRANSFERS, Kind
+
+__all__ = ["Transfers"]
+
+HOLD_SECONDS = 10.0
+
+
+@define
+class _Path:
+    """The one path that the next transfer will use."""
+
+    reports_end: bool
+    up: set[Side] = field(factory=set)
+    concluded: bool = False
+    """The server said 2yz before both legs were up; a client may still call."""
+    delivered: bool = False
+    finished: bool = False
+
+
+class Transfers:
+    """The open path and the transfer that uses it."""
+
+    __slots__ = ("_block_mode", "_dialogue", "_direction", "_held", "_path")
+
+    def __init__(self, dialogue: Dialogue) -> None:
+        self._dialogue = dialogue
+        self._block_mode = False
+        """MODE B or C: one data connection may carry several files (RFC 959 section 3.4)."""
+        self._direction = Direction.DOWN
+        self._path: _Path | None = None
+        self._held: tuple[Turn, list[bytes]] | None = None
+        """A final reply that waits for the last octet of its download."""
+
+    @property
+    def holding(self) -> bool:
+        """A final reply is held back: nothing of the server's may overtake it."""
+        return self._held is not None
+
+    @property
+    def up(self) -> set[Side] | None:
+        """The legs of the open path that are up; None without a path."""
+        return self._path.up if self._path is not None else None
+
+    # What the client and the server say
+
+    def begin(self, command: Command) -> bool:
+        """A transfer verb is about to be forwarded.  False if it has no data connection to go by: a server that tried
+        its default port (RFC 959 section 3.2) would find us there, where nobody listens."""
+        if self._path is None:
+            return False
+        self._direction = TRANSFERS[command.verb]
+        self._dialogue.act(StartPath(self._direction, command.line))
+        return True
+
+    def answered(self, turn: Turn, positive: bool, lines: list[bytes]) -> None:
+        """The server's final reply to a transfer, which is passed on now or when the last octet was delivered."""
+        path = self._path
+        if (
+            positive
+            and path is not None
+            and path.reports_end
+            and not path.delivered
+            and self._direction is Direction.DOWN
+            and not self._block_mode
+            and not self._dialogue.ledger.owes(Kind.ABORT)
+        ):
+            self._held = turn, lines
+            self._dialogue.act(Arm(Timer.HOLD, HOLD_SECONDS))
+        else:
+            self._end(turn, positive, lines)
+
+    def release(self) -> None:
+        """Pass on what was held back."""
+        if self._held is not None:
+            (turn, lines), self._held = self._held, None
+            self._end(turn, True, lines)
+
+    def _end(self, turn: Turn, positive: bool, lines: list[bytes]) -> None:
+        self._dialogue.pass_on(lines)
+        self._conclude(turn, positive)
+        self._dialogue.end(turn)
+
+    def _conclude(self, turn: Turn, positive: bool) -> None:
+        path = self._path
+        if path is None or not (positive or turn.preliminary):
+            return
+        if path.finished:
+            self._path = None
+        elif len(path.up) == 2:
+            if not self._block_mode:
+                self._settle()
+        elif positive:
+            # We call the server early, so a short transfer may be over before the client has called.
+            path.concluded = True
+        else:
+            self.drop("the transfer failed")
+
+    def _settle(self) -> None:
+        self._path = None
+        self._dialogue.act(SettlePath())
+
+    def drop(self, reason: str) -> None:
+        """The open path is void."""
+        if self._path is not None:
+            self._path = None
+            self._dialogue.act(DropPath(reason))
+
+    def mode(self, argument: bytes) -> None:
+        """The server has accepted MODE (RFC 959 section 3.4)."""
+        self._block_mode = argument.strip().upper() in (b"B", b"C")
+
+    def reset(self) -> None:
+        """REIN: back to the beginning."""
+        self._block_mode = False
+        self.drop("REIN")
+
+    # What the path reports
+
+    def opened(self, *, reports_end: bool) -> None:
+        self._path = _Path(reports_end)
+
+    def connected(self, side: Side) -> bool:
+        """A leg is up.  False without a path."""
+        path = self._path
+        if path is None:
+            return False
+        path.up.add(side)
+        if path.concluded and len(path.up) == 2 and self._held is None:
+            self._settle()
+        return True
+
+    def delivered(self) -> None:
+        """The client has been sent all, and its end."""
+        if self._path is not None:
+            self._path.delivered = True
+            self.release()
+
+    def finished(self) -> None:
+        """Everything that will be delivered was delivered."""
+        if self._path is not None:
+            self._path.delivered = self._path.finished = True
+            if self._held is not None:
+                self.release()
+            elif self._path.concluded or self._block_mode:
+                self._path = None
+
+    def failed(self) -> bool:
+        """It never came up and never will.  False without a path."""
+        if self._path is None:
+            return False
+        self._path = None
+        self.release()
+        return True
+
+    def forget(self) -> None:
+        """The path is gone already."""
+        self._path = None
