@@ -217,8 +217,9 @@ class Announcer:
             before = self._known.get(source, ())
             try:
                 found = await source.look()
-            except Unknown as error:
-                if failure != (failure := str(error)):
+            except Exception as error:  # what goes wrong in a look must not end the service
+                reason = str(error) if isinstance(error, Unknown) else f"{type(error).__name__}: {error}"
+                if failure != (failure := reason):
                     level = logging.WARNING if before else logging.ERROR
                     instead = _text(before) or "our own address"
                     event(log, level, "announce.failed", source=source, reason=failure, announced=instead)

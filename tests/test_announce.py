@@ -292,6 +292,20 @@ async def test_a_name_that_hangs_holds_up_no_file(
         assert it.known(source) == addresses("198.51.100.8")
 
 
+async def test_a_crash_ends_neither_the_service_nor_the_looks(
+    autojump_clock: MockClock, said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = File(str(tmp_path / "address"))
+    monkeypatch.setattr("ftpproxy.announce.parse_address", lambda _: 1 // 0)
+    (tmp_path / "address").write_text("198.51.100.7\n")
+    async with announcer(source) as it:
+        assert it.known(source) == OWN
+        monkeypatch.undo()
+        await trio.sleep(10)
+        assert it.known(source) == addresses("198.51.100.7")
+    assert 'reason="ZeroDivisionError: ' in said[0]
+
+
 @pytest.mark.netns
 async def test_an_interface_whose_address_changes(
     namespace: Namespace, autojump_clock: MockClock, said: list[str]
