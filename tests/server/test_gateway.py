@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,19 +22,20 @@ PATIENCE = 20.0
 CONTENT = bytes(range(256)) * 1024
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+def free_port(host: str = "127.0.0.1") -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as sock:
         port: int = sock.getsockname()[1]
         return port
 
 
-def answers(port: int, process: subprocess.Popen[bytes]) -> None:
+def answers(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until something listens there."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         assert process.poll() is None, "it ended at once"
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection((host, port), timeout=1).close()
             return
         except OSError:
             select.select([], [], [], 0.05)
@@ -52,9 +54,9 @@ class Place:
     def target(self) -> str:
         return f"127.0.0.1:{self.server}"
 
-    def client(self) -> ftplib.FTP:
+    def client(self, host: str = "127.0.0.1") -> ftplib.FTP:
         ftp = ftplib.FTP(timeout=PATIENCE)
-        ftp.connect("127.0.0.1", self.port)
+        ftp.connect(host, self.port)
         return ftp
 
 
@@ -70,41 +72,51 @@ def transfers(ftp: ftplib.FTP) -> None:
         assert ftp.size("copy") == len(CONTENT)
 
 
-@pytest.fixture(scope="module")
-def ftpd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    files = tmp_path_factory.mktemp("files")
-    (files / "file").write_bytes(CONTENT)
-    port = free_port()
-    command = [sys.executable, "-m", "pyftpdlib", "-i", "127.0.0.1", "-p", str(port), "-w", "-d", str(files)]
+@contextmanager
+def serving(host: str, files: Path) -> Iterator[int]:
+    """pyftpdlib, in a process of its own; its port."""
+    port = free_port(host)
+    command = [sys.executable, "-m", "pyftpdlib", "-i", host, "-p", str(port), "-w", "-d", str(files)]
     process = subprocess.Popen(
         [*command, "-u", "joe@corp", "-P", "p@ss"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        answers(port, process)
-        yield Place(0, port, files)
+        answers(host, port, process)
+        yield port
     finally:
         process.terminate()
         process.wait()
 
 
-def gateway(directory: Path, server: Place, *, users: str = "") -> Iterator[Place]:
+@pytest.fixture(scope="module")
+def ftpd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    files = tmp_path_factory.mktemp("files")
+    (files / "file").write_bytes(CONTENT)
+    with serving("127.0.0.1", files) as port:
+        yield Place(0, port, files)
+
+
+@contextmanager
+def gateway(directory: Path, server: Place, *, users: str = "", more: str = "") -> Iterator[Place]:
+    """The gateway in a process of its own, before that server."""
     port = free_port()
     config = directory / "gateway.toml"
     config.write_text(f"""
 [[service]]
 name       = "gateway"
 mode       = "gateway"
-listen     = ["127.0.0.1:{port}"]
+listen     = ["127.0.0.1:{port}", "[::1]:{port}"]
 intercept  = "none"
 data_ports = "20300-20399"
+{more}
 [service.gateway]
-destinations = ["127.0.0.1:1024-65535", "*.invalid"]
+destinations = ["127.0.0.1:1024-65535", "[::1]:1024-65535", "*.invalid"]
 hosts        = ["mirror={server.target}"]
 users        = "{users}"
 """)
     process = subprocess.Popen([sys.executable, "-m", "ftpproxy", "serve", "-c", str(config)], stderr=subprocess.PIPE)
     try:
-        answers(port, process)
+        answers("127.0.0.1", port, process)
         yield Place(port, server.server, server.files)
     finally:
         process.terminate()
@@ -118,7 +130,8 @@ users        = "{users}"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, ftpd: Place) -> Iterator[Place]:
     """A gateway that anybody may use."""
-    yield from gateway(tmp_path_factory.mktemp("open"), ftpd)
+    with gateway(tmp_path_factory.mktemp("open"), ftpd) as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +140,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, ftpd: Place) -> Iterator[P
     directory = tmp_path_factory.mktemp("guarded")
     users = directory / "users"
     users.write_text("# the proxy's users\n" + line_for("alice", "pp1") + "\n" + line_for("bob", "pp@1") + "\n")
-    yield from gateway(directory, ftpd, users=str(users))
+    with gateway(directory, ftpd, users=str(users)) as place:
+        yield place
 
 
 def test_user_at_host(place: Place) -> None:
@@ -143,6 +157,37 @@ def test_a_name_is_looked_up(place: Place) -> None:
     with place.client() as ftp:
         ftp.login(f"joe@corp@localhost:{place.server}", "p@ss")
         transfers(ftp)
+
+
+@pytest.mark.parametrize("client", ["127.0.0.1", "::1"])
+def test_an_ipv6_server(place: Place, client: str) -> None:
+    """Item 145: `USER u@[v6]:port`, for clients of either family."""
+    with serving("::1", place.files) as port, place.client(client) as ftp:
+        ftp.login(f"joe@corp@[::1]:{port}", "p@ss")
+        transfers(ftp)
+
+
+def test_an_ipv6_client(place: Place) -> None:
+    """Item 145: an IPv6 client's data connections are of its own family, whatever the server's."""
+    with place.client("::1") as ftp:
+        ftp.login(f"joe@corp@{place.target}", "p@ss")
+        transfers(ftp)
+
+
+def test_the_server_is_told_who_called(tmp_path: Path, ftpd: Place) -> None:
+    """Item 148: with `send_proxy` the header is the first that a server of the gateway hears."""
+    with (
+        gateway(tmp_path, ftpd, more='send_proxy = "v1"') as place,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        place.client() as ftp,
+    ):
+        assert ftp.sock is not None
+        caller = ftp.sock.getsockname()[1]
+        ftp.putcmd(f"USER joe@127.0.0.1:{listener.getsockname()[1]}")
+        with listener.accept()[0] as server, server.makefile("rb") as words:
+            assert words.readline() == f"PROXY TCP4 127.0.0.1 127.0.0.1 {caller} {place.port}\r\n".encode()
+            server.sendall(b"220 ready\r\n")
+            assert words.readline() == b"USER joe\r\n"
 
 
 @pytest.mark.parametrize("verb", ["SITE", "OPEN"])
@@ -312,8 +357,8 @@ def test_a_damaged_users_file(tmp_path: Path, line: str, why: str) -> None:
 
 def test_a_missing_users_file_ends_the_start(tmp_path: Path, ftpd: Place) -> None:
     """Item 147: exit code 78 and the file's name."""
-    with pytest.raises(AssertionError, match="ended at once"):
-        next(gateway(tmp_path, ftpd, users="/nonexistent/users"))
+    with pytest.raises(AssertionError), gateway(tmp_path, ftpd, users="/nonexistent/users"):
+        pass
     config = tmp_path / "gateway.toml"
     done = subprocess.run([sys.executable, "-m", "ftpproxy", "serve", "-c", str(config)], capture_output=True)
     assert (done.returncode, done.stderr) == (
