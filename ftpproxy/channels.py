@@ -55,6 +55,18 @@ class Channel:
         except BlockingIOError:
             return None
 
+    def breach(self) -> OSError | None:
+        """The error of a connection that broke while it was not read."""
+        if self.reading:
+            return None  # then `receive` will raise it
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            return error
+        return None
+
     def send(self, chunks: Iterable[tuple[bytes, bool, bool]]) -> None:
         """Queue octets and write what the socket takes.
 

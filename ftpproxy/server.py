@@ -282,6 +282,7 @@ class Server:
             terms=terms,
             board=self._board,
             ended=self._ended,
+            ours=self.listens_at,
             call=number is None,
         )
         census = self._census[terms.service]
@@ -332,9 +333,11 @@ class Server:
     ) -> None:
         event(log, logging.WARNING, "session.refused", service=service.name, client=client, reason=error or text)
         try:
+            sock.setblocking(False)
             sock.send(reply(421, text))
+            sock.recv(4096)  # what is unread would turn our close into a reset, which may overtake the 421
         except OSError:
-            pass  # the client is gone already: nobody is left to be told
+            pass  # nothing to read, or the client is gone already
         sock.close()
 
     def listens_at(self, target: Endpoint) -> bool:

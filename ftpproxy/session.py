@@ -23,14 +23,13 @@ import logging
 import socket
 from collections.abc import Callable
 
-from attrs import define, field
-
+from .carried import Carried
 from .channels import MOST_UNSENT, Channel
 from .dial import Dial
 from .dtp.plane import Path, Refused
 from .endpoints import Endpoint, Side
 from .log import event
-from .paths import Direction, Tally
+from .paths import Call, Tally
 from .pi.actions import Action, Arm, Chunk, DropPath, Hangup, Need, OpenPath, SettlePath, StartPath, Timer
 from .pi.handover import HandOver
 from .pi.interpreter import ProtocolInterpreter
@@ -41,6 +40,8 @@ from .wire.reply import reply
 
 __all__ = ["Session", "Terms"]
 
+MOST_PATHS = 8
+"""Data connections alive at once: the next transfer's, and those that are on the way to their own end."""
 FAREWELL_SECONDS = 5.0
 """For a peer that does not read to take our last words."""
 
@@ -49,16 +50,8 @@ CLIENT, SERVER = Side.CLIENT, Side.SERVER
 log = logging.getLogger(__name__)
 
 
-@define
-class _Carried:
-    """One path and what the log will say of it."""
-
-    path: Path
-    plane: str
-    what: bytes = b""
-    """The transfer command, once it was sent."""
-    direction: Direction | None = None
-    up: set[Side] = field(factory=set)
+def _already_logged(_: Exception) -> None:
+    """What went wrong while something was closed: the switchboard has logged it."""
 
 
 class Session:
@@ -76,6 +69,7 @@ class Session:
         "_last_word",
         "_open",
         "_opened_at",
+        "_ours",
         "_terms",
         "_transfers",
         "client",
@@ -96,10 +90,11 @@ class Session:
         terms: Terms,
         board: Switchboard,
         ended: Callable[[Session], None],
+        ours: Callable[[Endpoint], bool] = lambda _: False,
         call: bool = True,
     ) -> None:
         """Takes the socket and calls the server, or waits for `take_over`.  `ended` is called once, when everything
-        is closed.
+        is closed; `ours` tells whether a call to an endpoint would come back to us.
 
         Never raises for what a network can do: then the client is told 421.
         """
@@ -111,11 +106,12 @@ class Session:
         self._terms = terms
         self._board = board
         self._ended = ended
+        self._ours = ours
         self._channels = {CLIENT: Channel(client_sock, board, self._client_event, self.crashed)}
         self._interpreter: ProtocolInterpreter | None = None
-        self._open: _Carried | None = None
+        self._open: Carried | None = None
         """What the next transfer will use."""
-        self._carried: dict[Path, _Carried] = {}
+        self._carried: dict[Path, Carried] = {}
         self._deadlines: dict[Timer, float] = {}
         self._farewell_until = 0.0
         self._last_word = self._opened_at = board.now
@@ -183,15 +179,13 @@ class Session:
 
     def _channel_event(self, side: Side, events: int) -> None:
         channel = self._channels[side]
+        if self._farewell_until:
+            self._say_farewell()
+            return
         try:
-            if self._farewell_until:
-                channel.flush()
-                if not channel.unsent:
-                    self._close_channels()
-                return
             octets = channel.receive() if events & READ else None
         except OSError as error:
-            self._end(f"the {side} is gone: {error.strerror}")
+            self._lost(side, error)
             return
         if octets is not None:
             self._last_word = self._board.now
@@ -232,11 +226,13 @@ class Session:
                 self._interpreter.path_finished()
                 self._board.guard(self._pump, None, self.crashed)
             self._transfers += 1
-            self._log_transfer(carried, tally)
+            self._log(logging.INFO, "transfer", client=self.client, server=self.server, **carried.account(tally))
             self._gone_if_done()
 
     def sweep(self, now: float) -> None:
         """Look at the deadlines; called once a second."""
+        if not self.over and self._vanished():
+            return
         if self._dial is not None:
             self._dial.sweep(now)
         elif self._farewell_until and now >= self._farewell_until:
@@ -252,6 +248,14 @@ class Session:
                 self.dismiss("Idle for too long.")
             elif due:
                 self._pump()
+
+    def _vanished(self) -> bool:
+        """Whether a side that is not read at present has reset its connection, which nobody else would tell us."""
+        for side, channel in self._channels.items():
+            if (error := channel.breach()) is not None:
+                self._lost(side, error)
+                return True
+        return False
 
     def dismiss(self, text: str) -> None:
         """End it; the client is told why."""
@@ -292,12 +296,13 @@ class Session:
                 if (chunks := interpreter.take_output(side)) or channel.unsent:
                     channel.send(chunks)
         except OSError as error:
-            self._end(f"the {side} is gone: {error.strerror}")
+            self._lost(side, error)
             return
+        # What a client says makes both of them speak, what a server says only the client.
         client, server = self._channels[CLIENT], self._channels[SERVER]
-        congested = client.unsent > MOST_UNSENT or server.unsent > MOST_UNSENT
-        client.want(read=needs[CLIENT] is Need.DATA and not congested)
-        server.want(read=needs[SERVER] is Need.DATA and not congested)
+        clear = client.unsent <= MOST_UNSENT
+        client.want(read=needs[CLIENT] is Need.DATA and clear and server.unsent <= MOST_UNSENT)
+        server.want(read=needs[SERVER] is Need.DATA and clear)
 
     def _perform_all(self, interpreter: ProtocolInterpreter) -> dict[Side, Need]:
         """Until neither side has an action.  The server first: its reply may be what a held command waits for."""
@@ -331,23 +336,30 @@ class Session:
             self._hang_up(interpreter, action)
 
     def _open_path(self, interpreter: ProtocolInterpreter, action: OpenPath) -> None:
+        spec = action.spec
+        if any(isinstance(leg, Call) and self._ours(leg.to) for leg in (spec.client, spec.server)):
+            self._log(logging.WARNING, "data.refused", reason="the way leads back to this proxy", spec=spec)
+            interpreter.path_refused()
+            return
+        if len(self._carried) >= MOST_PATHS:  # whoever never closes a data connection holds descriptors of ours
+            self._drop(next(iter(self._carried.values())))
         for plane in self._terms.planes:
-            if not plane.carries(action.spec):
+            if not plane.carries(spec):
                 continue
-            path = plane.open(action.spec, self)
+            path = plane.open(spec, self)
             if isinstance(path, Refused):
                 self._log(logging.WARNING, "data.refused", plane=plane.name, reason=path.why)
                 continue
-            self._open = self._carried[path] = _Carried(path, plane.name)
-            self._log(logging.DEBUG, "data.open", plane=plane.name, spec=action.spec)
+            self._open = self._carried[path] = Carried(path, plane.name)
+            self._log(logging.DEBUG, "data.open", plane=plane.name, spec=spec)
             interpreter.path_opened(path.announced, ready=path.ready, reports_end=path.reports_end)
             return
         interpreter.path_refused()
 
-    def _drop(self, carried: _Carried) -> None:
+    def _drop(self, carried: Carried) -> None:
         if self._carried.pop(carried.path, None) is not None and len(carried.up) < 2:
-            self._log_missing(carried)
-        carried.path.close()
+            self._log(logging.WARNING if carried.what else logging.DEBUG, "data.missing", **carried.missing())
+        self._board.guard(lambda path: path.close(), carried.path, _already_logged)
         if carried is self._open:
             self._open = None
 
@@ -360,6 +372,10 @@ class Session:
             except OSError:
                 pass  # it is the end anyway
         self._end(action.reason, drain=action.drain)
+
+    def _lost(self, side: Side, error: OSError) -> None:
+        """A control connection broke.  What a server has sent in full may still reach its client."""
+        self._end(f"the {side} is gone: {error.strerror}", drain=side is SERVER)
 
     def _end(self, reason: str, *, drain: bool = False) -> None:
         """Close both control connections, and the paths unless they may `drain`."""
@@ -376,10 +392,22 @@ class Session:
         self._log(logging.INFO, "session.close", reason=reason, transfers=self._transfers, seconds=seconds)
         if self._channels[CLIENT].unsent:
             self._farewell_until = self._board.now + FAREWELL_SECONDS
-            for channel in self._channels.values():
-                channel.want(read=False)
+            if (server := self._channels.get(SERVER)) is not None:
+                server.close()
+            self._channels[CLIENT].want(read=False)
         else:
             self._close_channels()
+
+    def _say_farewell(self) -> None:
+        """The client has taken some of our last words."""
+        try:
+            self._channels[CLIENT].flush()
+        except OSError:
+            pass  # it will not hear the rest, and flush would be tried again and again
+        else:
+            if self._channels[CLIENT].unsent:
+                return
+        self._close_channels()
 
     def _close_channels(self) -> None:
         self._farewell_until = 0.0
@@ -396,34 +424,3 @@ class Session:
     def _log(self, level: int, name: str, **fields: object) -> None:
         if log.isEnabledFor(level):
             event(log, level, name, session=self.number, **fields)
-
-    def _log_missing(self, carried: _Carried) -> None:
-        """A data connection that never came: the commonest fault of all, and mostly a firewall's."""
-        missing = [side for side in Side if side not in carried.up]
-        awaited = [f"{side} at {carried.path.announced[side]}" for side in missing if side in carried.path.announced]
-        self._log(
-            logging.WARNING if carried.what else logging.DEBUG,
-            "data.missing",
-            plane=carried.plane,
-            what=carried.what or None,
-            missing=" and ".join(map(str, missing)),
-            awaited=" and ".join(awaited) or None,
-            hint="does a firewall let it in?" if awaited and carried.what else None,
-        )
-
-    def _log_transfer(self, carried: _Carried, tally: Tally) -> None:
-        self._log(
-            logging.INFO,
-            "transfer",
-            client=self.client,
-            server=self.server,
-            what=carried.what or None,
-            direction=carried.direction,
-            plane=carried.plane,
-            down=tally.octets_down,
-            up=tally.octets_up,
-            seconds=f"{tally.seconds:.3f}",
-            estimate=None if tally.exact else "yes",
-            failed=tally.failed,
-            reason=tally.reason or None,
-        )

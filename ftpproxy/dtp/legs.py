@@ -187,6 +187,9 @@ class RelayLeg:
         if code:
             self._not_reached(os.strerror(code), self._board.now)
             return
+        if self._socket.getsockname() == self._socket.getpeername():  # TCP lets a socket call itself
+            self._not_reached("the way leads back to this proxy", self._board.now)
+            return
         self.watch.want(0)
         self.watch.callback = _unexpected
         self.dialled_at = None

@@ -100,7 +100,8 @@ class RelayPath:
         self._set_up_at = self._moved_at = self._board.now
 
     def close(self) -> None:
-        self._let_go(cleanly=False)
+        sent = self._direction is not None and bool(self._flows) and self._flows[self._direction.sender].ended
+        self._let_go(cleanly=sent)  # all was delivered and said to be: only the other end did not hang up yet
 
     # From the legs
 

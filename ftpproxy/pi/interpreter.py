@@ -343,9 +343,8 @@ class ProtocolInterpreter:
             self._dialogue.pass_on(lines)
             self._dismissed = True
             self._dialogue.act(Arm(Timer.ENDING, ENDING_SECONDS))
-        elif code < 200 and ledger.head is not None and self._solicited:
+        elif self._solicited and ledger.begins(code, lenient=self._policy.greeting == "lenient"):
             self._dialogue.pass_on(lines)
-            ledger.head.preliminary = True
         elif self._solicited and (turns := ledger.match(code, judged.text)):
             if code in ENDPOINT_CODES and not self._negotiation.expects_endpoint(turns[0]):
                 # A server that understood something else than we did: the client must not learn of the endpoint.

@@ -7,7 +7,7 @@ replies leave in that order: also ours, which wait behind those that the server 
 Matching is by order: a final reply belongs to the oldest turn that the server owes.  The exceptions are RFC 959
 section 5.4 and what servers do:
 
-* a preliminary reply (1yz) ends no turn;
+* a preliminary reply (1yz) ends no turn (of a dummy server it may, see `begins`);
 * 200 for a transfer verb that has had no 1yz yet is noise of an old server and does not end it either;
 * ABOR, STAT, NOOP and QUIT may be sent while a transfer runs (RFC 959 section 4.1.3).  They stand in a second queue,
   *out of band*, because their replies may come before or after the transfer's, and one may serve for two:
@@ -28,10 +28,14 @@ from .verbs import BARRIERS, Kind
 __all__ = ["MOST_TURNS", "Ledger", "Turn"]
 
 MOST_TURNS = 64
-"""Unanswered commands; with more, the client is not read until the server has answered some."""
+MOST_OCTETS = 64 * 1024
+"""Unanswered commands, and octets of them; with more, the client is not read until the server has answered some."""
 
 _OUT_OF_BAND_CODES = frozenset({200, 202, 211, 212, 213, 214, 221, 500, 501, 502, 503})
 """Replies that are no transfer's while something was sent out of band."""
+
+_PRELIMINARY = frozenset({Kind.GREETING, Kind.RESET, Kind.TRANSFER, Kind.PASSIVE, Kind.ACTIVE})
+"""What may be answered with 1yz first (RFC 959 section 5.4); the set-up commands because nobody else may end them."""
 
 
 class Turn:
@@ -48,20 +52,19 @@ class Turn:
         """A 1yz was seen."""
 
     def ended_by(self, code: int) -> bool:
-        """Whether a complete reply with this code ends the turn."""
-        if code < 200:
-            return False
+        """Whether a complete reply with this code, which is not preliminary, ends the turn."""
         return not (code == 200 and self.kind is Kind.TRANSFER and not self.preliminary)
 
 
 class Ledger:
     """Turns in the client's order, and those out of band; the first is always one that the server owes."""
 
-    __slots__ = ("_out_of_band", "_turns")
+    __slots__ = ("_octets", "_out_of_band", "_turns")
 
     def __init__(self) -> None:
         self._turns: deque[Turn] = deque()
         self._out_of_band: deque[Turn] = deque()
+        self._octets = 0
 
     def __len__(self) -> int:
         return len(self._turns) + len(self._out_of_band)
@@ -77,11 +80,16 @@ class Ledger:
         head = self.head
         return head if head is not None and head.kind is Kind.TRANSFER else None
 
+    @property
+    def full(self) -> bool:
+        """Whether no more may be forwarded."""
+        return len(self) >= MOST_TURNS or self._octets >= MOST_OCTETS
+
     def admits(self, kind: Kind) -> bool:
         """Whether a command of this kind may be forwarded now, in order."""
         if not self:
             return True
-        if kind in BARRIERS or self._out_of_band or len(self) >= MOST_TURNS:
+        if kind in BARRIERS or self._out_of_band or self.full:
             return False
         last = self._turns[-1].kind
         return last not in BARRIERS and last is not Kind.GREETING
@@ -93,7 +101,7 @@ class Ledger:
         argument and NOOP once the server has said that it is transferring.
         """
         transfer = self.transfer
-        if transfer is None or len(self._turns) > 1 or len(self) >= MOST_TURNS:
+        if transfer is None or len(self._turns) > 1 or self.full:
             return False
         if kind in (Kind.ABORT, Kind.ENDING):
             return True
@@ -102,10 +110,21 @@ class Ledger:
         )
 
     def add(self, turn: Turn) -> None:
+        self._octets += len(turn.command.line)
         self._turns.append(turn)
 
     def add_out_of_band(self, turn: Turn) -> None:
+        self._octets += len(turn.command.line)
         self._out_of_band.append(turn)
+
+    def begins(self, code: int, *, lenient: bool) -> bool:
+        """Whether a complete reply is preliminary, which is noted.  `lenient`: there are servers that answer any verb
+        with 1yz and have no more to say; then it is so only where RFC 959 has it."""
+        turn = self.head or next(iter(self._out_of_band), None)
+        if code >= 200 or turn is None or (lenient and turn.kind not in _PRELIMINARY):
+            return False
+        turn.preliminary = True
+        return True
 
     def match(self, code: int, text: bytes) -> list[Turn]:
         """The turns that a complete final reply answers, in order; they still stand (see `end`)."""
@@ -125,6 +144,7 @@ class Ledger:
 
     def end(self, turn: Turn) -> list[bytes]:
         """A turn is answered.  Returns our own replies that waited right behind it."""
+        self._octets -= len(turn.command.line)
         if turn in self._out_of_band:
             self._out_of_band.remove(turn)
             return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_network
@@ -33,9 +34,12 @@ class IdlePath:
         self.announced = {Side.CLIENT: Endpoint.parse("127.0.0.1:20001")}
         self.ready = self.reports_end = True
 
+        self.closed = False
+
     def start(self, direction: Direction) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.closed = True
 
 
 class IdlePlane:
@@ -120,6 +124,17 @@ class Stage:
     def sees_the_end(self, sock: socket.socket) -> None:
         self.until(lambda: bool(select.select([sock], [], [], 0)[0]))
         assert sock.recv(1) == b""
+
+    def sees_the_end_after_what_was_sent(self, sock: socket.socket) -> None:
+        def ended() -> bool:
+            try:
+                return not sock.recv(65536)
+            except BlockingIOError:
+                return False
+            except ConnectionResetError:
+                return True
+
+        self.until(ended)
 
     @property
     def session(self) -> Session:
@@ -258,7 +273,7 @@ def test_a_taken_port_is_named() -> None:
 
 def test_an_address_that_is_not_ours_is_named() -> None:
     stage = Stage()
-    with pytest.raises(CannotListen, match="192.0.2.1:8021: 192.0.2.1 is not an address of this machine"):
+    with pytest.raises(CannotListen, match=r"192\.0\.2\.1:8021: 192\.0\.2\.1 is not an address of this machine"):
         stage.serve(listen=[Endpoint.parse("192.0.2.1:8021")])
     stage.close()
 
@@ -405,3 +420,129 @@ def test_a_service_that_stops_says_so(stage: Stage) -> None:
     stage.server.close()
     stage.hears(client, b"421 The service is shutting down.\r\n")
     stage.sees_the_end(client)
+
+
+def test_a_data_connection_to_ourselves_is_refused(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """Items 130, 143: neither a client nor a server makes the proxy call its own listener."""
+    stage.serve(policy=Policy(require_login=False, deny_data_ports=frozenset()))
+    client = stage.client()
+    origin = stage.accepted()
+    origin.send(b"220 hello\r\n")
+    stage.hears(client, b"220 hello\r\n")
+    numbers = b"127,0,0,1,%d,%d" % divmod(stage.at.port, 256)
+    client.send(b"PORT " + numbers + b"\r\n")
+    stage.hears(client, b"425 Can't open data connection.\r\n")
+    client.send(b"PASV\r\n")
+    stage.hears(origin, b"PASV\r\n")
+    origin.send(b"227 (" + numbers + b")\r\n")
+    stage.hears(client, b"425 Can't open data connection.\r\n")
+    assert not stage.plane.paths
+    assert [record.message for record in caplog.records].count("data.refused") == 2
+
+
+def test_who_never_hangs_up_holds_a_bounded_number_of_paths(stage: Stage) -> None:
+    stage.serve()
+    client = stage.client()
+    origin = stage.accepted()
+    origin.send(b"220 hello\r\n")
+    stage.hears(client, b"220 hello\r\n")
+    for _ in range(20):
+        client.send(b"PASV\r\n")
+        stage.hears(origin, b"PASV\r\n")
+        origin.send(b"227 (127,0,0,1,200,1)\r\n")
+        stage.hears(client, b"227 Entering Passive Mode (127,0,0,1,78,33)\r\n")
+        path = stage.plane.paths[-1]
+        path.owner.connected(path, Side.CLIENT)
+        path.owner.connected(path, Side.SERVER)
+        client.send(b"STOR x\r\n")
+        stage.hears(origin, b"STOR x\r\n")
+        origin.send(b"150 go\r\n226 done\r\n")
+        stage.hears(client, b"150 go\r\n226 done\r\n")
+    assert len(stage.session._carried) == 8
+    assert sum(path.closed for path in stage.plane.paths) == 12
+
+
+def unread_words(stage: Stage) -> tuple[socket.socket, socket.socket]:
+    """A session that is over, with last words that the client does not read."""
+    stage.serve()
+    client = stage.client()
+    origin = stage.accepted()
+    origin.send(b"220 hello\r\n")
+    stage.hears(client, b"220 hello\r\n")
+    client.send(b"STAT /\r\n")
+    stage.hears(origin, b"STAT /\r\n")
+    channel = stage.session._channels[Side.CLIENT]
+    line = b"213-" + b"x" * 1000 + b"\r\n"
+    while channel.unsent < 64 * 1024:
+        try:
+            origin.send(line * 100)
+        except BlockingIOError:
+            pass
+        select.select([stage.board.selector.fileno()], [], [], 0.01)
+        stage.board.turn()
+    session = stage.session
+    session.dismiss("bye")
+    assert session.over
+    assert channel.unsent
+    return client, origin
+
+
+def test_last_words_to_a_client_that_resets_do_not_spin(stage: Stage) -> None:
+    client, _ = unread_words(stage)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    assert stage.server is not None
+    stage.until(lambda: stage.server is not None and not stage.server.sessions)
+
+
+def test_last_words_are_read_to_the_end(stage: Stage) -> None:
+    client, origin = unread_words(stage)
+    stage.sees_the_end_after_what_was_sent(origin)
+    heard = bytearray()
+
+    def listen() -> bool:
+        try:
+            octets = client.recv(65536)
+        except BlockingIOError:
+            return False
+        heard.extend(octets)
+        return not octets
+
+    stage.until(listen)
+    assert heard.endswith(b"421 bye\r\n")
+
+
+def test_a_client_that_resets_while_its_command_is_held(stage: Stage) -> None:
+    """A reset of a connection that is not read at present is noticed by the sweep."""
+    stage.serve()
+    client = stage.client()
+    origin = stage.accepted()
+    origin.send(b"220 hello\r\n")
+    stage.hears(client, b"220 hello\r\n")
+    client.send(b"REIN\r\nNOOP\r\n")
+    stage.hears(origin, b"REIN\r\n")
+    session = stage.session
+    stage.until(lambda: not session._channels[Side.CLIENT].reading)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+    def swept() -> bool:
+        session.sweep(stage.board.now)
+        return session.over
+
+    stage.until(swept)
+    stage.sees_the_end(origin)
+
+
+def test_a_path_that_cannot_be_closed_does_not_keep_the_session(stage: Stage) -> None:
+    stage.serve()
+    client = stage.client()
+    path = open_path(stage, client, stage.accepted())
+
+    def broken() -> None:
+        raise RuntimeError("on purpose")
+
+    path.close = broken  # type: ignore[method-assign]
+    client.close()
+    assert stage.server is not None
+    stage.until(lambda: stage.server is not None and not stage.server.sessions)
