@@ -46,7 +46,7 @@ def test_every_command_names_file_and_key_of_a_mistake(bad: str, argv: list[str]
     assert done.returncode == 78
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        f'{bad}: service "lan".listen: an array is expected, not a string',
+        f'{bad}: service "lan".listen: a list is expected, not a string',
         f'{bad}: service "lan".limits.sesions: unknown key; did you mean sessions?',
     ]
 

@@ -194,7 +194,7 @@ def test_defaults_are_those_of_the_values_below() -> None:
 SHORT_LISTEN = 'service "lan".listen'
 BAD: list[tuple[str, list[str]]] = [
     # types: nothing is coerced
-    (changed(FORWARD, listen='"127.0.0.1:8021"'), [f"{SHORT_LISTEN}: an array is expected, not a string"]),
+    (changed(FORWARD, listen='"127.0.0.1:8021"'), [f"{SHORT_LISTEN}: a list is expected, not a string"]),
     (changed(FORWARD, listen="[8021]"), [f'{SHORT_LISTEN}[0]: "ADDRESS:PORT" is expected, not an integer']),
     (changed(FORWARD, name="7"), ["service[0].name: a string is expected, not an integer"]),
     (changed(FORWARD, mode="true"), ['service "lan".mode: a string is expected, not a boolean']),
@@ -441,7 +441,7 @@ BAD: list[tuple[str, list[str]]] = [
     ),
     (
         FORWARD + '[service.limits]\nidle = "4m"\n',
-        ['service "lan".limits.idle: is at least "300s": less breaks honest peers'],
+        ['service "lan".limits.idle: is at least "5m": less breaks honest peers'],
     ),
     (
         FORWARD + "[service.policy]\nmin_data_port = 0\n",

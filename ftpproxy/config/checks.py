@@ -19,7 +19,7 @@ from .values import Announce, AnnounceFrom, GatewayConfig, ServiceConfig
 
 __all__ = ["check_service", "check_together"]
 
-FLOORS = {"idle": 300.0, "data_setup": 30.0}
+FLOORS = {"idle": (300.0, "5m"), "data_setup": (30.0, "30s")}
 """Seconds below which a time breaks honest peers: RFC 1123 section 4.1.3.2 (a server waits five minutes for the next
 command, so must we) and RFC 6384 section 12 (half a minute for a data connection to come up)."""
 
@@ -62,9 +62,9 @@ def _numbers(service: ServiceTable) -> Iterator[Found]:
             yield ("limits", name), f"{getattr(service.limits, name)} is not a number from 1 to {MOST_SESSIONS}"
     if service.announce_refresh < LEAST_REFRESH:
         yield ("announce_refresh",), f'is at least "{LEAST_REFRESH:g}s"'
-    for name, floor in FLOORS.items():
+    for name, (floor, text) in FLOORS.items():
         if getattr(service.limits, name) < floor:
-            yield ("limits", name), f'is at least "{floor:g}s": less breaks honest peers'
+            yield ("limits", name), f'is at least "{text}": less breaks honest peers'
 
 
 def _policies(service: ServiceTable) -> Iterator[Found]:

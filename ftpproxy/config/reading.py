@@ -48,7 +48,7 @@ _WORDS: dict[type, str] = {
     int: "an integer",
     float: "a number",
     str: "a string",
-    list: "an array",
+    list: "a list",
     dict: "a table",
 }
 
@@ -191,7 +191,7 @@ def _choice(words: tuple[Any, ...]) -> Callable[[object, object], Any]:
 def _array(container: Callable[[Iterable[Any]], Any], element: Any) -> Callable[[object, object], Any]:
     def read(value: object, _: object) -> Any:
         if not isinstance(value, list):
-            raise _wrong("an array", value)
+            raise _wrong("a list", value)
         taken, errors = [], []
         for index, each in enumerate(value):
             try:
