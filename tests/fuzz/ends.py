@@ -31,6 +31,7 @@ from ftpproxy.channels import MOST_READ
 from ftpproxy.endpoints import Side
 from ftpproxy.paths import Await, PathSpec
 from ftpproxy.pi.actions import Action, Arm, Chunk, DropPath, Hangup, Need, OpenPath, SettlePath, Timer
+from ftpproxy.pi.filter import CommandFilter
 from ftpproxy.pi.interpreter import ProtocolInterpreter
 from ftpproxy.pi.negotiation import Translate
 from ftpproxy.pi.policy import Policy, Timeouts
@@ -65,7 +66,7 @@ _COMMAND = re.compile(rb"(?:[^\r\n\0]|\r\0)*\r\n")
 _REPLY = re.compile(rb"(?:[^\r\n\0]*\r\n)+")
 _TELNET = re.compile(rb"(?:\xff[\xfc\xfe].)+", re.DOTALL)
 _OWN = ("ftpproxy.pi.", "ftpproxy.wire.")
-_SHARED = (Policy, Timeouts, Route)
+_SHARED = (Policy, Timeouts, Route, CommandFilter)
 
 
 def held(root: object) -> int:
@@ -84,6 +85,7 @@ def held(root: object) -> int:
         elif isinstance(each, dict):
             stack.extend(each.values())
         elif type(each).__module__.startswith(_OWN) and not isinstance(each, _SHARED):
+            stack.extend(getattr(each, "__dict__", {}).values())
             for kind in type(each).__mro__:
                 stack.extend(getattr(each, name, None) for name in getattr(kind, "__slots__", ()))
     return total
@@ -238,7 +240,7 @@ class Ends:
         self._interpreter.path_opened(announced, ready=ready, reports_end=self._path.reports_end)
 
     def _look(self, side: Side, chunks: list[Chunk]) -> None:
-        if self._interpreter._unread:
+        if self._interpreter._passage is not None:
             return
         whole = _REPLY if side is CLIENT else _COMMAND
         for chunk in chunks:

@@ -34,6 +34,14 @@ def test_what_is_made_of_them_passes(name: str) -> None:
 def test_a_flood_is_held_in_bounds() -> None:
     """Items 3, 45: lines, replies and commands without end from both sides."""
     ends = Ends()
-    flood = [b"S220 hi\r\n", b"LC\xff\xffNOOP\r\n", b"LS\xff\xff227-x\r\n", b"LC\xff\xffx", b"LS\xff\xffy"]
+    long = b"CNOOP " + b"x" * 8000 + b"\r\n"
+    flood = [
+        b"S220 hi\r\n",
+        *[long] * 100,
+        b"LC\xff\xffNOOP\r\n",
+        b"LS\xff\xff227-x\r\n",
+        b"LC\xff\xffx",
+        b"LS\xff\xffy",
+    ]
     ends.feed(b"\x1e".join([b"\0\0\0", *flood]))
     assert 0 < ends.most_held <= MOST_HELD
