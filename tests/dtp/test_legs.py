@@ -286,3 +286,13 @@ async def test_too_many_strangers(stage: Stage) -> None:
         assert await stage.turned_away(path.announced[SERVER], source="127.0.0.2")
     assert "strangers" in await owner.failure()
     assert refused(path.announced[SERVER])
+
+
+async def test_a_call_that_reaches_its_own_caller_is_a_failure(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Item 143: TCP lets a socket call its own address and port; such a path carries nothing but itself."""
+    with socket.socket() as probe:
+        probe.bind((str(stage.host), 0))
+        own = Endpoint.from_sockaddr(probe.getsockname())
+    owner = Owner()
+    stage.open(PathSpec(stage.awaits(), Call(own, own)), owner)
+    assert "leads back to this proxy" in await owner.failure()
