@@ -243,10 +243,9 @@ class Server:
         else:
             terms = service.terms_for(client.host)
             try:
-                orig_server = service.gate.original_destination(sock)
-                if called is not None and (service.intercepts or sockets.is_ours(called.host)):
-                    orig_server = called
-                elif called is not None:  # the balancer's address: data connections reach it, and then us
+                known = called is not None and (service.intercepts or sockets.is_ours(called.host))
+                orig_server = called if known and called is not None else service.gate.original_destination(sock)
+                if called is not None and not known:  # the balancer's: data connections reach that, and then us
                     terms = evolve(
                         terms,
                         announce={**terms.announce, Side.CLIENT: (*terms.announce.get(Side.CLIENT, ()), called.host)},

@@ -86,6 +86,17 @@ def test_the_client_is_told_the_address_that_it_called(stage: Stage) -> None:
     plane.close()
 
 
+def test_a_balancer_before_a_forward_service(stage: Stage) -> None:
+    """Item 148: `dst` is the server that the client called, and is called; never ourselves."""
+    stage.serve(proxy_protocol=BALANCER, servers=None)
+    first, second = stage.client(), stage.client()
+    first.send(build("v2", CLIENT, Endpoint.from_sockaddr(stage.origin.getsockname())))
+    greets(stage, first)
+    assert stage.session.orig_server == stage.session.server == Endpoint.from_sockaddr(stage.origin.getsockname())
+    second.send(build("v2", CLIENT, stage.at))
+    stage.hears(second, b"421 The way to that server leads back to this proxy.\r\n")
+
+
 @pytest.mark.parametrize(
     "octets",
     [
