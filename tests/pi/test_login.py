@@ -12,9 +12,11 @@ from ftpproxy.endpoints import Endpoint, Side, parse_address
 from ftpproxy.pi.actions import Arm, Hangup, Need, Timer
 from ftpproxy.pi.destinations import Destination, Destinations, Target, parse_target
 from ftpproxy.pi.handover import HandOver, Naming
+from ftpproxy.pi.interpreter import ProtocolInterpreter
 from ftpproxy.pi.login import Dial, LetGo, LoginAction, LoginInterpreter
 from ftpproxy.pi.policy import Policy
 from ftpproxy.pi.wishes import LoginSettings, Verify
+from ftpproxy.routes import Route
 from ftpproxy.wire.command import parse_command
 
 C, S = Side.CLIENT, Side.SERVER
@@ -396,6 +398,47 @@ def test_a_later_user() -> None:
     assert over.user(plain := parse_command(b"USER joe")) is plain
     for other in (b"USER a@other.example", b"USER a@h.example", b"USER a@", b"USER @h.example:2100"):
         assert over.user(parse_command(other)) is None
+
+
+# What the interpreter makes of it
+
+
+class After:
+    """An interpreter that begins with a hand-over."""
+
+    def __init__(self, over: HandOver) -> None:
+        client, proxy = Endpoint.parse("192.0.2.7:40000"), Endpoint.parse("198.51.100.1:50000")
+        self.interpreter = ProtocolInterpreter(
+            Route(client, proxy.at(21), Endpoint.parse("198.51.100.7:21"), proxy), handover=over
+        )
+
+    def hears(self, side: Side, octets: bytes = b"") -> tuple[bytes, bytes]:
+        """What client and server hear when `side` has said `octets`."""
+        if octets:
+            self.interpreter.receive(side, octets)
+        for each in (S, C, S, C):
+            while not isinstance(self.interpreter.next_action(each), Need):
+                pass
+        client, server = (b"".join(chunk.octets for chunk in self.interpreter.take_output(each)) for each in (C, S))
+        return client, server
+
+
+def test_the_ledger_begins_with_what_is_owed() -> None:
+    """Items 42, 144: USER first, then what the client had pipelined; each reply answers its own."""
+    over = HandOver(220, Target("h.example"), Naming.AT_HOST, b"", parse_command(b"USER a@b"), b"PASS x\r\nSYST\r\n")
+    after = After(over)
+    assert after.hears(C) == (b"", b"USER a@b\r\nPASS x\r\nSYST\r\n")
+    assert after.hears(S, b"331 a\r\n230 b\r\n")[0] == b"331 a\r\n230 b\r\n"
+    assert after.hears(C, b"USER c@other.example\r\n") == (b"", b"")
+    assert after.hears(S, b"215 c\r\n")[0] == b"215 c\r\n503 Log in to another server on another connection.\r\n"
+    assert after.hears(C, b"USER c@h.example\r\n") == (b"", b"USER c\r\n")
+
+
+@pytest.mark.parametrize(("greeting", "expected"), [(230, b"PASV\r\n"), (220, b"")])
+def test_who_is_logged_in(greeting: int, expected: bytes) -> None:
+    """Items 32, 134: a login that was answered before the hand-over counts."""
+    after = After(HandOver(greeting, Target("h.example")))
+    assert after.hears(C, b"PASV\r\n")[1] == expected
 
 
 # The list
