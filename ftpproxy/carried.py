@@ -7,6 +7,7 @@ from attrs import define, field
 from .dtp.plane import Path
 from .endpoints import Side
 from .paths import Direction, Tally
+from .pi.actions import StartPath
 
 __all__ = ["Carried"]
 
@@ -20,6 +21,12 @@ class Carried:
     what: bytes = b""
     """The transfer command, once it was sent."""
     direction: Direction | None = None
+    user: bytes = b""
+    text: bool = True
+    positive: bool | None = None
+    """What the server said of the transfer; None for nothing yet."""
+    tally: Tally | None = None
+    """Once it has ended."""
     up: set[Side] = field(factory=set)
 
     def missing(self) -> dict[str, object]:
@@ -34,14 +41,37 @@ class Carried:
             "hint": "does a firewall let it in?" if awaited and self.what else None,
         }
 
-    def account(self, tally: Tally) -> dict[str, object]:
+    @property
+    def complete(self) -> bool:
+        """The server said so, and both legs ended cleanly."""
+        return bool(self.positive and self.tally is not None and self.tally.failed is None and not self.tally.reason)
+
+    @property
+    def settled(self) -> bool:
+        """It has ended, and the server has said its word about the transfer, if there was one."""
+        return self.tally is not None and (self.positive is not None or not self.what)
+
+    def begin(self, action: StartPath) -> None:
+        """The transfer command was sent."""
+        self.what, self.direction, self.user, self.text = action.what, action.direction, action.user, action.text
+        self.positive = None
+        self.path.start(action.direction)
+
+    def close(self) -> None:
+        """Cut it, and take down what it had carried."""
+        self.tally = self.path.close() or self.tally
+
+    def account(self) -> dict[str, object]:
         """Fields about a data connection that carried."""
+        tally = self.tally
+        assert tally is not None
         return {
             "what": self.what or None,
             "direction": self.direction,
             "plane": self.plane,
             "down": tally.octets_down,
             "up": tally.octets_up,
+            "result": "complete" if self.complete else "incomplete",
             "seconds": f"{tally.seconds:.3f}",
             "estimate": None if tally.exact else "yes",
             "failed": tally.failed,

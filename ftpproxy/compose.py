@@ -28,6 +28,7 @@ from .reception import Gateway
 from .server import CannotListen, Server, Service
 from .session import Terms
 from .switchboard import Switchboard
+from .xferlog import Xferlog
 
 __all__ = ["run"]
 
@@ -74,7 +75,8 @@ async def _serve(config: Config, claim: netfilter.Claim | None) -> int:
     elements = None if claim is None else netfilter.Elements()
     announcer = Announcer()
     errands = Errands(board)
-    services = [_service(service, board, elements, announcer, errands) for service in config.services]
+    xferlog = _xferlog(config)
+    services = [_service(service, board, elements, announcer, errands, xferlog) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     try:
         server.listen()
@@ -92,7 +94,18 @@ async def _serve(config: Config, claim: netfilter.Claim | None) -> int:
         if elements is not None:
             elements.close()
         board.close()
+        if xferlog is not None:
+            xferlog.close()
     return EX_OK
+
+
+def _xferlog(config: Config) -> Xferlog | None:
+    if config.log.xferlog is None:
+        return None
+    try:
+        return Xferlog(config.log.xferlog)
+    except OSError as error:
+        raise CannotListen(f"log.xferlog: {config.log.xferlog}: {error.strerror}") from error
 
 
 def _warn(config: Config) -> None:
@@ -116,6 +129,7 @@ def _service(
     elements: netfilter.Elements | None,
     announcer: Announcer,
     errands: Errands,
+    xferlog: Xferlog | None,
 ) -> Service:
     gate = _gate(config, elements)
     plane = RelayPlane(
@@ -135,6 +149,7 @@ def _service(
             source=config.source,
             active_source_port=config.active_source_port,
             translate=config.translate,
+            xferlog=xferlog,
             send_proxy=None if config.send_proxy == "off" else config.send_proxy,
         ),
         gate=gate,

@@ -30,7 +30,7 @@ from .dtp.plane import Path, Refused
 from .endpoints import Endpoint, Side
 from .log import event
 from .paths import Call, Tally
-from .pi.actions import Action, Arm, Chunk, DropPath, Hangup, Need, OpenPath, SettlePath, StartPath, Timer
+from .pi.actions import Action, Arm, Chunk, DropPath, EndTransfer, Hangup, Need, OpenPath, SettlePath, StartPath, Timer
 from .pi.handover import HandOver
 from .pi.interpreter import ProtocolInterpreter
 from .routes import Route
@@ -71,6 +71,7 @@ class Session:
         "_opened_at",
         "_ours",
         "_terms",
+        "_transfer",
         "_transfers",
         "client",
         "number",
@@ -111,6 +112,8 @@ class Session:
         self._interpreter: ProtocolInterpreter | None = None
         self._open: Carried | None = None
         """What the next transfer will use."""
+        self._transfer: Carried | None = None
+        """What the server owes its word about."""
         self._carried: dict[Path, Carried] = {}
         self._deadlines: dict[Timer, float] = {}
         self._farewell_until = 0.0
@@ -225,8 +228,9 @@ class Session:
                 self._open = None
                 self._interpreter.path_finished()
                 self._board.guard(self._pump, None, self.crashed)
-            self._transfers += 1
-            self._log(logging.INFO, "transfer", client=self.client, server=self.server, **carried.account(tally))
+            carried.tally = tally
+            if carried.settled or self.over:
+                self._account(carried)
             self._gone_if_done()
 
     def sweep(self, now: float) -> None:
@@ -322,9 +326,14 @@ class Session:
             self._open_path(interpreter, action)
         elif isinstance(action, StartPath):
             if self._open is not None:
-                self._open.what = action.what
-                self._open.direction = action.direction
-                self._open.path.start(action.direction)
+                self._transfer = self._open
+                self._open.begin(action)
+        elif isinstance(action, EndTransfer):
+            if (carried := self._transfer) is not None:
+                self._transfer = None
+                carried.positive = action.positive
+                if carried.settled:
+                    self._account(carried)
         elif isinstance(action, SettlePath):
             self._open = None
         elif isinstance(action, DropPath):
@@ -359,11 +368,22 @@ class Session:
     def _drop(self, carried: Carried) -> None:
         if self._carried.pop(carried.path, None) is not None and len(carried.up) < 2:
             self._log(logging.WARNING if carried.what else logging.DEBUG, "data.missing", **carried.missing())
-        self._board.guard(lambda path: path.close(), carried.path, _already_logged)
+        self._board.guard(Carried.close, carried, _already_logged)
+        if carried.tally is not None:
+            self._account(carried)
         if carried is self._open:
             self._open = None
 
     # The end
+
+    def _account(self, carried: Carried) -> None:
+        """A data connection has carried, and all is known of it."""
+        if self._transfer is carried:
+            self._transfer = None
+        self._transfers += 1
+        self._log(logging.INFO, "transfer", client=self.client, server=self.server, **carried.account())
+        if self._terms.xferlog is not None:
+            self._terms.xferlog.write(self.client.host, carried)
 
     def _hang_up(self, interpreter: ProtocolInterpreter, action: Hangup) -> None:
         for side, channel in self._channels.items():
@@ -388,6 +408,8 @@ class Session:
         for carried in list(self._carried.values()):
             if not drain or carried is self._open:
                 self._drop(carried)
+        if self._transfer is not None and self._transfer.tally is not None:
+            self._account(self._transfer)  # the server did not say its word
         seconds = f"{self._board.now - self._opened_at:.1f}"
         self._log(logging.INFO, "session.close", reason=reason, transfers=self._transfers, seconds=seconds)
         if self._channels[CLIENT].unsent:

@@ -12,6 +12,7 @@ from .endpoints import ANY_PORT, Endpoint, IPAddress, Side
 from .pi.negotiation import Translate
 from .pi.policy import Policy, Timeouts
 from .wire.proxyheader import build
+from .xferlog import Xferlog
 
 __all__ = ["Terms"]
 
@@ -33,6 +34,8 @@ class Terms:
     translate: Translate = "mirror"
     send_proxy: Literal["v1", "v2"] | None = None
     """Tell the server who called, by a PROXY header before everything else."""
+
+    xferlog: Xferlog | None = None
 
     def announced(self, client: IPAddress, server: IPAddress) -> dict[Side, IPAddress]:
         """What the two sides of a session are told instead of our address, where they are."""

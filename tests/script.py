@@ -29,7 +29,7 @@ from attrs import define, evolve
 
 from ftpproxy.endpoints import Endpoint, Side
 from ftpproxy.paths import Await, Leg, PathSpec
-from ftpproxy.pi.actions import Action, Arm, DropPath, Hangup, OpenPath, SettlePath, StartPath
+from ftpproxy.pi.actions import Action, Arm, DropPath, EndTransfer, Hangup, OpenPath, SettlePath, StartPath
 from ftpproxy.pi.policy import Policy
 from ftpproxy.routes import Route
 
@@ -140,7 +140,7 @@ def words(action: Action) -> str | None:
         return "drop"
     if isinstance(action, Hangup):
         return "hangup drain" if action.drain else "hangup"
-    assert isinstance(action, Arm)
+    assert isinstance(action, (Arm, EndTransfer))  # what the log says of transfers is tested with the log
     return None
 
 

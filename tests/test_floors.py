@@ -25,7 +25,7 @@ FLOORS = [
         "resolver",
         "passwords",
     },
-    {"carried", "session", "terms", "reception", "arrival"},
+    {"carried", "xferlog", "session", "terms", "reception", "arrival"},
     {"server", "announce"},
     {"config", "cli", "advice", "rules", "lab", "compose", "__main__"},
 ]

@@ -172,6 +172,8 @@ class LogConfig:
     """`[log]`."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    xferlog: str | None = None
+    """A file for one line a transferred file, in the form of wu-ftpd."""
 
 
 @frozen(kw_only=True)

@@ -54,8 +54,11 @@ class Path(Protocol):
     def start(self, direction: Direction) -> None:
         """The transfer verb was sent.  Octets may flow before it (a client may call early)."""
 
-    def close(self) -> None:
-        """End it now, with a reset where it still carries.  Idempotent, never blocks, no owner call follows."""
+    def close(self) -> Tally | None:
+        """End it now, with a reset where it still carries.  Idempotent, never blocks, no owner call follows.
+
+        Returns what it had carried; None if it never did, or has ended before.
+        """
 
 
 class PathOwner(Protocol):

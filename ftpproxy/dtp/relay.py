@@ -99,9 +99,14 @@ class RelayPath:
         self._direction = direction
         self._set_up_at = self._moved_at = self._board.now
 
-    def close(self) -> None:
-        sent = self._direction is not None and bool(self._flows) and self._flows[self._direction.sender].ended
-        self._let_go(cleanly=sent)  # all was delivered and said to be: only the other end did not hang up yet
+    def close(self) -> Tally | None:
+        if self._over or not self._flows:
+            self._let_go(cleanly=False)
+            return None
+        # Where all was delivered and said to be, only the other end did not hang up yet.
+        sent = self._direction is not None and self._flows[self._direction.sender].ended
+        self._let_go(cleanly=sent)
+        return self._tally(None, "" if sent else "cut short")
 
     # From the legs
 
@@ -208,9 +213,11 @@ class RelayPath:
         if not self._flows:
             self._owner.failed(self, why)
             return
+        self._owner.finished(self, self._tally(failed, why))
+
+    def _tally(self, failed: Side | None, why: str) -> Tally:
         octets_down, octets_up = self._flows[Side.SERVER].octets, self._flows[Side.CLIENT].octets
-        seconds = self._board.now - self._up_at
-        self._owner.finished(self, Tally(octets_down, octets_up, seconds, failed=failed, reason=why))
+        return Tally(octets_down, octets_up, self._board.now - self._up_at, failed=failed, reason=why)
 
     def _let_go(self, *, cleanly: bool) -> None:
         if self._over:

@@ -9,7 +9,19 @@ from attrs import frozen
 
 from ..paths import Direction, PathSpec
 
-__all__ = ["Action", "Arm", "Chunk", "DropPath", "Hangup", "Need", "OpenPath", "SettlePath", "StartPath", "Timer"]
+__all__ = [
+    "Action",
+    "Arm",
+    "Chunk",
+    "DropPath",
+    "EndTransfer",
+    "Hangup",
+    "Need",
+    "OpenPath",
+    "SettlePath",
+    "StartPath",
+    "Timer",
+]
 
 
 class Need(Enum):
@@ -60,6 +72,17 @@ class StartPath:
     direction: Direction
     what: bytes
     """The command line, for the log."""
+    user: bytes = b""
+    """Who asks for it: the last USER."""
+    text: bool = True
+    """TYPE A or E; else I or L (RFC 959 section 3.1.1)."""
+
+
+@frozen
+class EndTransfer:
+    """The server's final reply to the transfer command has come."""
+
+    positive: bool
 
 
 @frozen
@@ -91,4 +114,4 @@ class Hangup:
     """Settled data connections may go on to their end; otherwise they are cut as well."""
 
 
-Action = OpenPath | StartPath | SettlePath | DropPath | Arm | Hangup
+Action = OpenPath | StartPath | EndTransfer | SettlePath | DropPath | Arm | Hangup

@@ -179,8 +179,7 @@ class ProtocolInterpreter:
             self._hang_up(text)
 
     def path_opened(self, announced: Mapping[Side, Endpoint], *, ready: bool, reports_end: bool = True) -> None:
-        """The path of the last `OpenPath` stands.  `ready`: nothing more is awaited before it may be announced;
-        `reports_end`: `path_finished` will tell when it has delivered everything."""
+        """The path of the last `OpenPath` stands.  For `ready` and `reports_end` see `dtp.plane.Path`."""
         self._negotiation.path_opened(announced, ready=ready, reports_end=reports_end)
 
     def path_refused(self) -> None:
@@ -381,8 +380,8 @@ class ProtocolInterpreter:
             self._dialogue.act(Arm(Timer.LOGIN, self._timeouts.login))
         elif turn.kind is Kind.LOGIN:
             self._login_answered(turn, code)
-        elif turn.kind is Kind.MODE and positive:
-            self._transfers.mode(turn.command.argument)
+        elif turn.kind in (Kind.MODE, Kind.TYPE) and positive:
+            (self._transfers.mode if turn.kind is Kind.MODE else self._transfers.type)(turn.command.argument)
         elif turn.kind is Kind.RESET and positive:
             self._logged_in = False
             self._negotiation.reset()
@@ -396,6 +395,8 @@ class ProtocolInterpreter:
             self._lose_patience(turn.command, code)
 
     def _login_answered(self, turn: Turn, code: int) -> None:
+        if turn.command.verb == b"USER":
+            self._transfers.user = turn.command.argument
         if code in (230, 232) or (code == 202 and turn.command.verb != b"USER"):
             self._logged_in = True
         elif turn.command.verb == b"USER" and 300 <= code < 400:
@@ -409,16 +410,16 @@ class ProtocolInterpreter:
         if positive:
             self._aborted = True
             self._dialogue.act(Arm(Timer.ABORTED, ABORTED_SECONDS))
-            if self._dialogue.ledger.transfer is None:
-                self._transfers.drop("aborted")
-            else:
+            if self._dialogue.ledger.abort_answered():
                 self._dialogue.act(Arm(Timer.ABORT, ABORT_SECONDS))
+            else:
+                self._transfers.drop("aborted")
         self._dialogue.end(turn)
 
     def _give_transfer_up(self) -> None:
         """The server has answered ABOR and not the transfer (pyftpdlib, when no data connection was made)."""
-        if (transfer := self._dialogue.ledger.transfer) is not None:
-            self._transfers.drop("aborted")
+        if (transfer := self._dialogue.ledger.aborted) is not None and not self._transfers.holding:
+            self._transfers.give_up()
             self._dialogue.end(transfer)
 
     def _server_gone(self) -> None:

@@ -41,7 +41,7 @@ _PRELIMINARY = frozenset({Kind.GREETING, Kind.RESET, Kind.TRANSFER, Kind.PASSIVE
 class Turn:
     """One command and what became of it."""
 
-    __slots__ = ("command", "kind", "local", "preliminary")
+    __slots__ = ("aborted", "command", "kind", "local", "preliminary")
 
     def __init__(self, command: Command, kind: Kind, local: bytes = b"") -> None:
         self.command = command
@@ -50,6 +50,8 @@ class Turn:
         """Our own reply; the command was not forwarded."""
         self.preliminary = False
         """A 1yz was seen."""
+        self.aborted = False
+        """It is a transfer whose ABOR was answered."""
 
     def ended_by(self, code: int) -> bool:
         """Whether a complete reply with this code, which is not preliminary, ends the turn."""
@@ -79,6 +81,18 @@ class Ledger:
         """The transfer under way: a barrier, so alone."""
         head = self.head
         return head if head is not None and head.kind is Kind.TRANSFER else None
+
+    @property
+    def aborted(self) -> Turn | None:
+        """The transfer under way, if its ABOR was answered and it was not."""
+        transfer = self.transfer
+        return transfer if transfer is not None and transfer.aborted else None
+
+    def abort_answered(self) -> bool:
+        """ABOR was answered.  Whether a transfer has still to be."""
+        if (transfer := self.transfer) is not None:
+            transfer.aborted = True
+        return transfer is not None
 
     @property
     def full(self) -> bool:

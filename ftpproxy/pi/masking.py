@@ -53,7 +53,8 @@ def _masked(text: bytes, logged_in: bool) -> bytes:
     verb, rest = match[1].translate(None, _NOISE).upper(), match[2]
     if secret := _SECRET.search(verb):
         return secret[0] + b" " + MASK if rest or secret.end() < len(verb) else verb
-    if not logged_in and verb and verb not in KNOWN and verb != b"OPEN":
+    noisy = match.start(1) > 0 or len(verb) < len(match[1])
+    if (noisy or not logged_in) and verb and verb not in KNOWN and verb != b"OPEN":
         return MASK
     if verb == b"SITE" and _SECRET_WORD.search(rest.translate(None, _NOISE).upper()):
         return b"SITE " + MASK

@@ -15,7 +15,7 @@ from attrs import define, field
 from ..endpoints import Side
 from ..paths import Direction
 from ..wire.command import Command
-from .actions import Arm, DropPath, SettlePath, StartPath, Timer
+from .actions import Arm, DropPath, EndTransfer, SettlePath, StartPath, Timer
 from .dialogue import Dialogue
 from .ledger import Turn
 from .verbs import TRANSFERS, Kind
@@ -40,10 +40,12 @@ class _Path:
 class Transfers:
     """The open path and the transfer that uses it."""
 
-    __slots__ = ("_block_mode", "_dialogue", "_direction", "_held", "_path")
+    __slots__ = ("_block_mode", "_dialogue", "_direction", "_held", "_path", "text", "user")
 
     def __init__(self, dialogue: Dialogue) -> None:
         self._dialogue = dialogue
+        self.user = b""
+        self.text = True
         self._block_mode = False
         """MODE B or C: one data connection may carry several files (RFC 959 section 3.4)."""
         self._direction = Direction.DOWN
@@ -69,12 +71,13 @@ class Transfers:
         if self._path is None:
             return False
         self._direction = TRANSFERS[command.verb]
-        self._dialogue.act(StartPath(self._direction, command.line))
+        self._dialogue.act(StartPath(self._direction, command.line, self.user, self.text))
         return True
 
     def answered(self, turn: Turn, positive: bool, lines: list[bytes]) -> None:
         """The server's final reply to a transfer, which is passed on now or when the last octet was delivered."""
         path = self._path
+        self._dialogue.act(EndTransfer(positive))
         if (
             positive
             and path is not None
@@ -88,6 +91,11 @@ class Transfers:
             self._dialogue.act(Arm(Timer.HOLD, HOLD_SECONDS))
         else:
             self._end(turn, positive, lines)
+
+    def give_up(self) -> None:
+        """The server will not answer the transfer any more."""
+        self._dialogue.act(EndTransfer(positive=False))
+        self.drop("aborted")
 
     def release(self) -> None:
         """Pass on what was held back."""
@@ -129,9 +137,13 @@ class Transfers:
         """The server has accepted MODE (RFC 959 section 3.4)."""
         self._block_mode = argument.strip().upper() in (b"B", b"C")
 
+    def type(self, argument: bytes) -> None:
+        """The server has accepted TYPE (RFC 959 section 3.1.1)."""
+        self.text = argument.strip()[:1].upper() not in (b"I", b"L")
+
     def reset(self) -> None:
         """REIN: back to the beginning."""
-        self._block_mode = False
+        self._block_mode, self.text, self.user = False, True, b""
         self.drop("REIN")
 
     # What the path reports

@@ -38,6 +38,8 @@ class Kind(Enum):
     """FEAT: the reply is filtered."""
     MODE = auto()
     """MODE: in some modes a data connection carries several files."""
+    TYPE = auto()
+    """TYPE: what the log says of a transfer."""
     BARRIER = auto()
     """Ordinary, but alone in flight: CCC, PBSZ, PROT."""
     REFUSED = auto()
@@ -73,6 +75,7 @@ _KINDS = {
     b"ABOR": Kind.ABORT,
     b"FEAT": Kind.FEATURES,
     b"MODE": Kind.MODE,
+    b"TYPE": Kind.TYPE,
 }
 
 BARRIERS = frozenset({Kind.PASSIVE, Kind.ACTIVE, Kind.TRANSFER, Kind.SECURITY, Kind.RESET, Kind.BARRIER})

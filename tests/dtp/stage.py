@@ -77,7 +77,7 @@ class Owner:
         self.why: str | None = None
         self.tally: Tally | None = None
         self.was_delivered = False
-        self.on_connected: Callable[[Path, Side], None] | None = None
+        self.on_connected: Callable[[Path, Side], object] | None = None
         self._news = trio.Event()
 
     @property

@@ -35,11 +35,13 @@ class IdlePath:
         self.ready = self.reports_end = True
 
         self.closed = False
+        self.tally: Tally | None = None
 
     def start(self, direction: Direction) -> None: ...
 
-    def close(self) -> None:
+    def close(self) -> Tally | None:
         self.closed = True
+        return self.tally
 
 
 class IdlePlane:
@@ -71,8 +73,9 @@ class Stage:
 
     def serve(self, **changes: Any) -> None:
         policy, timeouts = changes.pop("policy", Policy(require_login=False)), changes.pop("timeouts", Timeouts())
+        xferlog = changes.pop("xferlog", None)
         service = {
-            "terms": Terms(service="test", policy=policy, timeouts=timeouts, planes=[self.plane]),
+            "terms": Terms(service="test", policy=policy, timeouts=timeouts, planes=[self.plane], xferlog=xferlog),
             "gate": DirectGate(),
             "listen": [LOOPBACK],
             "servers": [Endpoint.from_sockaddr(self.origin.getsockname())],
@@ -324,9 +327,10 @@ def test_a_crash_ends_one_session(stage: Stage, monkeypatch: pytest.MonkeyPatch)
     stage.hears(other_origin, b"NOOP\r\n")
 
 
-def open_path(stage: Stage, client: socket.socket, origin: socket.socket) -> IdlePath:
-    origin.send(b"220 hello\r\n")
-    stage.hears(client, b"220 hello\r\n")
+def open_path(stage: Stage, client: socket.socket, origin: socket.socket, *, greeted: bool = False) -> IdlePath:
+    if not greeted:
+        origin.send(b"220 hello\r\n")
+        stage.hears(client, b"220 hello\r\n")
     client.send(b"PASV\r\n")
     stage.hears(origin, b"PASV\r\n")
     origin.send(b"227 (127,0,0,1,200,1)\r\n")
@@ -539,7 +543,7 @@ def test_a_path_that_cannot_be_closed_does_not_keep_the_session(stage: Stage) ->
     client = stage.client()
     path = open_path(stage, client, stage.accepted())
 
-    def broken() -> None:
+    def broken() -> Tally | None:
         raise RuntimeError("on purpose")
 
     path.close = broken  # type: ignore[method-assign]

@@ -1,0 +1,156 @@
+"""The transfer log: 14 fields, whatever files and users are called, and nothing complete that was not."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftpproxy.carried import Carried
+from ftpproxy.endpoints import Side
+from ftpproxy.paths import Direction, Tally
+from ftpproxy.xferlog import Xferlog, line
+
+from .server.test_server import IdlePath, Stage, open_path
+
+CLIENT = ip_address("192.0.2.7")
+FIELDS = re.compile(
+    r"(\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}) (\d+) (\S+) (\d+) (\S+)"
+    r" ([ab]) (_) ([oi]) ([ar]) (\S+) (ftp) (0) (\*) ([ci])"
+)
+
+
+def carried(what: bytes = b"RETR /pub/a file.iso", **changes: Any) -> Carried:
+    values: dict[str, Any] = {
+        "direction": Direction.DOWN,
+        "user": b"Anonymous",
+        "text": False,
+        "positive": True,
+        "tally": Tally(1048576, 0, 3.6),
+        **changes,
+    }
+    return Carried(None, "relay", what, **values)  # type: ignore[arg-type]
+
+
+def test_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Item 149: the fields in the order of wu-ftpd, blanks in names as `_`, the day padded with a blank."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    assert (
+        line(CLIENT, carried(), 1785578636.0)
+        == "Sat Aug  1 10:03:56 2026 4 192.0.2.7 1048576 /pub/a_file.iso b _ o a Anonymous ftp 0 * c"
+    )
+
+
+@given(st.binary(), st.binary(), st.sampled_from([b"RETR", b"stor", b"APPE", b"STOU"]))
+def test_names_cannot_forge_a_field(name: bytes, user: bytes, verb: bytes) -> None:
+    """Item 149: 14 fields for any name; blanks and controls become `_`."""
+    text = line(CLIENT, carried(verb + b" " + name, user=user), 0.0)
+    assert text is not None
+    assert text.isascii()
+    assert FIELDS.fullmatch(text)
+
+
+def test_listings_are_no_files() -> None:
+    assert line(CLIENT, carried(b"LIST -la"), 0.0) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positive": False},
+        {"positive": None},
+        {"tally": Tally(5, 0, 1.0, failed=Side.CLIENT, reason="reset")},
+        {"tally": Tally(5, 0, 1.0, reason="cut short")},
+        {"tally": None},
+    ],
+)
+def test_incomplete(changes: dict[str, Any]) -> None:
+    """Item 150: complete is what the server called complete and both legs ended cleanly."""
+    text = line(CLIENT, carried(**changes), 0.0)
+    assert text is not None
+    assert text.endswith(" i")
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    stage = Stage()
+    yield stage
+    stage.close()
+
+
+def transfer(stage: Stage, log: Path, *events: str) -> list[str]:
+    """One RETR with these events; what the log says then."""
+    xferlog = Xferlog(str(log))
+    stage.serve(xferlog=xferlog)
+    client = stage.client()
+    origin = stage.accepted()
+    origin.send(b"220 hello\r\n")
+    stage.hears(client, b"220 hello\r\n")
+    client.send(b"USER joe\r\n")
+    stage.hears(origin, b"USER joe\r\n")
+    origin.send(b"230 in\r\n")
+    stage.hears(client, b"230 in\r\n")
+    path: IdlePath = open_path(stage, client, origin, greeted=True)
+    path.owner.connected(path, Side.CLIENT)
+    path.owner.connected(path, Side.SERVER)
+    path.tally = Tally(7, 0, 0.5, reason="cut short")
+    client.send(b"RETR x\r\n")
+    stage.hears(origin, b"RETR x\r\n")
+    origin.send(b"150 go\r\n")
+    stage.hears(client, b"150 go\r\n")
+    for event in events:
+        if event == "finished":
+            path.owner.finished(path, Tally(7, 0, 0.5))
+        elif event == "reset":
+            path.owner.finished(path, Tally(3, 0, 0.5, failed=Side.SERVER, reason="reset"))
+        elif event == "leaves":
+            client.close()
+            stage.sees_the_end(origin)
+        else:
+            origin.send(event.encode() + b"\r\n")
+            if not event.startswith("226"):
+                stage.hears(client, event.encode() + b"\r\n")
+            else:
+                stage.until(lambda: stage.session._transfer is None)
+    xferlog.close()
+    return log.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("events", "octets", "status"),
+    [
+        (["finished", "226 done"], "7", "c"),
+        (["226 done", "finished"], "7", "c"),
+        (["reset", "426 broken"], "3", "i"),
+        (["finished", "451 disk"], "7", "i"),
+        (["426 aborted", "reset"], "3", "i"),
+        (["finished", "leaves"], "7", "i"),
+        (["leaves"], "7", "i"),
+    ],
+    ids=" ".join,
+)
+def test_what_becomes_of_a_transfer(stage: Stage, tmp_path: Path, events: list[str], octets: str, status: str) -> None:
+    """Item 150: one line each, with the octets really relayed, in whatever order the end and the reply come."""
+    (text,) = transfer(stage, tmp_path / "xferlog", *events)
+    match = FIELDS.fullmatch(text)
+    assert match is not None
+    assert (match[4], match[5], match[8], match[9], match[10], match[14]) == (octets, "x", "o", "r", "joe", status)
+
+
+def test_a_rotated_file_is_made_anew(tmp_path: Path) -> None:
+    file = tmp_path / "xferlog"
+    log = Xferlog(str(file))
+    log.write(CLIENT, carried())
+    os.rename(file, tmp_path / "xferlog.1")
+    log.write(CLIENT, carried())
+    log.close()
+    assert len(file.read_text().splitlines()) == 1
