@@ -9,7 +9,7 @@ every other record the first octet says what happens, by its letter or else by i
     E side                 that side ends its stream
     P how                  what the plane answers from now on: ready, undecided, refused, no report of the end
     U, V                   the client's, the server's leg of the open path is up
-    F, X                   the path fails, the path finishes
+    F, D, X                the path fails, has delivered everything, finishes
     T n                    one of the armed timers runs down
 
 What a session would never do is not done either: octets are handed over only when they are asked for, in reads of
@@ -98,6 +98,7 @@ class _Path:
         self.spec = spec
         self.reports_end = reports_end
         self.up: set[Side] = set()
+        self.delivered = False
 
 
 class Ends:
@@ -181,6 +182,12 @@ class Ends:
         if self._path is not None and len(self._path.up) < 2:
             self._path = None
             self._interpreter.path_failed()
+
+    def _deliver(self, _: bytes) -> None:
+        if self._path is not None and len(self._path.up) == 2 and not self._path.delivered:
+            self._path.delivered = True
+            if self._path.reports_end:
+                self._interpreter.path_delivered()
 
     def _finish(self, _: bytes) -> None:
         if self._path is not None and len(self._path.up) == 2:
@@ -266,5 +273,6 @@ LISTED: list[Callable[[Ends, bytes], None]] = [
     Ends._fail,
     Ends._finish,
     Ends._time,
+    Ends._deliver,
 ]
-STEPS = dict(zip(b"CSKLEPUVFXT", LISTED, strict=True))
+STEPS = dict(zip(b"CSKLEPUVFXTD", LISTED, strict=True))

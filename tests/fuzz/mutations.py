@@ -20,7 +20,17 @@ LONG = 500
 """One in so many records is one that goes on and on."""
 
 _LETTERS = [bytes([letter]) for letter in STEPS]
-_EVENTS = [b"U", b"V", b"F", b"X", b"EC", b"ES", *(b"P%c" % how for how in range(4)), *(b"T%c" % n for n in range(8))]
+_EVENTS = [
+    b"U",
+    b"V",
+    b"F",
+    b"D",
+    b"X",
+    b"EC",
+    b"ES",
+    *(b"P%c" % how for how in range(4)),
+    *(b"T%c" % n for n in range(8)),
+]
 
 
 class Mutator:

@@ -89,4 +89,4 @@ def _record(line: Line) -> bytes | None:
         return b"U" if rest == "client" else b"V"
     if word == "timer":
         return b"T" + bytes([[timer.value for timer in TIMERS].index(rest)])
-    return {"refused": b"P\2", "failed": b"F", "finished": b"X"}.get(word)
+    return {"refused": b"P\2", "failed": b"F", "finished": b"X", "delivered": b"D"}.get(word)

@@ -58,6 +58,7 @@ class Path:
     up: set[Side] = Factory(set)
     told: set[Side] = Factory(set)
     """Who knows where to call."""
+    delivered: bool = False
     ended: bool = False
 
     def may_come_up(self, side: Side) -> bool:
@@ -261,9 +262,10 @@ class Dialogue(RuleBasedStateMachine):
         return not (self.over or self.quitting) and len(self.client.outstanding) < MOST_OUTSTANDING
 
     @precondition(free)
-    @rule(line=st.sampled_from(COMMANDS))
-    def client_says(self, line: str) -> None:
-        self.command(line)
+    @rule(lines=st.lists(st.sampled_from(COMMANDS), min_size=1, max_size=4))
+    def client_says(self, lines: list[str]) -> None:
+        for line in lines:
+            self.command(line)
 
     @precondition(free)
     @rule(verb=st.sampled_from(SET_UPS), port=st.integers(2000, 5000))
@@ -282,6 +284,16 @@ class Dialogue(RuleBasedStateMachine):
     @rule(verb=st.sampled_from(TRANSFERS))
     def client_transfers(self, verb: str) -> None:
         self.command(f"{verb} x")
+
+    @precondition(free)
+    @rule(verb=st.sampled_from(SET_UPS), steps=st.integers(0, 6))
+    def client_is_served(self, verb: str, steps: int) -> None:
+        """Up to somewhere in the middle of a transfer."""
+        self.everything_settles(0)
+        self.client_sets_up(verb, 4000)
+        self.things_go_on(0, MOST_ROUNDS)
+        self.client_transfers("RETR")
+        self.things_go_on(0, steps)
 
     @precondition(free)
     @rule(verb=st.sampled_from(["PASV", "EPSV"]), abort=st.booleans())
@@ -308,6 +320,7 @@ class Dialogue(RuleBasedStateMachine):
 
     # What the network does
 
+    @precondition(lambda self: any(self.wires.values()))
     @rule(side=st.sampled_from(Side), inward=st.booleans(), octets=st.one_of(st.integers(1, 12), st.just(10_000)))
     def deliver(self, side: Side, inward: bool, octets: int) -> None:
         self.carry(side, inward, octets)
@@ -353,6 +366,14 @@ class Dialogue(RuleBasedStateMachine):
         self.interpreter.path_failed()
         self.pump()
 
+    @precondition(lambda self: self.path is not None and len(self.path.up) == 2 and not self.path.delivered)
+    @rule()
+    def path_delivers(self) -> None:
+        assert self.path is not None
+        self.path.delivered = True
+        self.interpreter.path_delivered()
+        self.pump()
+
     @precondition(lambda self: self.path is not None and len(self.path.up) == 2)
     @rule()
     def path_finishes(self) -> None:
@@ -362,6 +383,7 @@ class Dialogue(RuleBasedStateMachine):
         self.interpreter.path_finished()
         self.pump()
 
+    @precondition(lambda self: self.armed.intersection(CLOCKS))
     @rule(timer=st.sampled_from(CLOCKS))
     def time_passes(self, timer: Timer) -> None:
         self.run_down(timer)
@@ -430,7 +452,8 @@ class Dialogue(RuleBasedStateMachine):
     @rule(style=st.integers(0, 23), steps=st.integers(2, 12))
     def things_go_on(self, style: int, steps: int) -> None:
         for _ in range(steps):
-            self.move(style)
+            if not self.move(style):
+                break
 
     @rule(style=st.integers(0, 23))
     def everything_settles(self, style: int) -> None:
