@@ -269,6 +269,7 @@ def test_unanswered_commands_are_bounded() -> None:
 
 
 def test_a_long_listing_is_passed_on_as_it_comes() -> None:
+    """Item 21: it is not held, however many lines it has."""
     stage = Stage()
     stage.say(SERVER, [b"220 ready\r\n"])
     stage.say(CLIENT, [b"STAT /\r\n"])
@@ -288,7 +289,18 @@ def test_an_endless_227_ends_the_session() -> None:
     assert stage.said[CLIENT].endswith(b"421 The server sent a reply that is too long.\r\n")
 
 
+def test_a_server_line_without_end_ends_the_session() -> None:
+    """Item 20."""
+    stage = Stage()
+    stage.say(SERVER, [b"220 ready\r\n"])
+    stage.say(CLIENT, [b"NOOP\r\n"])
+    stage.say(SERVER, [b"200 " + b"x" * 40_000 + b"\r\n"])
+    assert stage.over
+    assert stage.said[CLIENT].endswith(b"421 The server sent a line that is too long.\r\n")
+
+
 def test_line_limits() -> None:
+    """Items 17, 18, 19."""
     stage = Stage()
     stage.say(SERVER, [b"220 ready\r\n"])
     stage.say(CLIENT, [b"STOR " + b"x" * 9000 + b"\r\n", b"NOOP\r\n"])

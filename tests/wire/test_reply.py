@@ -32,6 +32,7 @@ def test_multi_line() -> None:
 
 
 def test_inner_lines_cannot_pose_as_replies() -> None:
+    """Item 28."""
     assert read(b"211-status", b"227 Entering (1,2,3,4,5,6)", b"550", b"2112 is a year", b"211 end") == [
         (211, b"211-status", False),
         (211, b" 227 Entering (1,2,3,4,5,6)", False),
@@ -42,6 +43,7 @@ def test_inner_lines_cannot_pose_as_replies() -> None:
 
 
 def test_controls_become_blanks() -> None:
+    """Item 8."""
     assert read(b"230 logged\0 in\rhere") == [(230, b"230 logged  in here", True)]
 
 
