@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from attrs import define, field
 
-from .dtp.plane import Path
+from .dtp.plane import DataPlane, Path, PathOwner, Refused
 from .endpoints import Side
-from .paths import Direction, Tally
+from .paths import Direction, PathSpec, Tally
 from .pi.actions import StartPath
 
-__all__ = ["Carried"]
+__all__ = ["Carried", "open_path"]
 
 
 @define
@@ -77,3 +79,16 @@ class Carried:
             "failed": tally.failed,
             "reason": tally.reason or None,
         }
+
+
+def open_path(
+    planes: Iterable[DataPlane], spec: PathSpec, owner: PathOwner
+) -> tuple[Carried | None, list[tuple[str, str]]]:
+    """The path on the first plane that carries it, None if there is none; and the planes before, each with its reason."""
+    refusals: list[tuple[str, str]] = []
+    for plane in planes:
+        path = plane.open(spec, owner) if plane.carries(spec) else Refused("it does not carry such paths")
+        if not isinstance(path, Refused):
+            return Carried(path, plane.name), refusals
+        refusals.append((plane.name, path.why))
+    return None, refusals

@@ -18,18 +18,8 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
 from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM, nft_set_elem_list_msg
 
 from ftpproxy.endpoints import Endpoint
-from ftpproxy.netfilter import (
-    Claim,
-    Element,
-    Elements,
-    NetfilterError,
-    awaited,
-    called,
-    has_table,
-    load_table,
-    pack_batch,
-    remove_table,
-)
+from ftpproxy.netfilter import Element, Elements, NetfilterError, awaited, called, has_table, pack_batch
+from ftpproxy.table import Claim, load_table, remove_table
 
 from .intercept.namespaces import Namespace
 
@@ -64,7 +54,7 @@ EACH: list[tuple[Element, list[Any], Any]] = [
         {"concat": ["2001:db8::7", 20]},
     ),
 ]
-MAPS = ["awaited4", "awaited6", "called4", "called6", "pinned4", "pinned6"]
+MAPS = sorted(f"{kind}{version}" for kind in ("awaited", "called", "carried", "pinned") for version in (4, 6))
 
 
 def decoded(batch: bytes) -> list[Any]:
@@ -292,7 +282,8 @@ def test_the_table_belongs_to_one(table: Namespace) -> None:
 
 UNPRIVILEGED = """
 from ftpproxy.endpoints import Endpoint
-from ftpproxy.netfilter import Elements, NoPermission, awaited, has_table, load_table, remove_table
+from ftpproxy.netfilter import Elements, NoPermission, awaited, has_table
+from ftpproxy.table import load_table, remove_table
 
 for change in (load_table, remove_table):
     try:
