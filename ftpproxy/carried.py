@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from attrs import define, field
 
 from .dtp.plane import DataPlane, Path, PathOwner, Refused
-from .endpoints import Side
-from .paths import Direction, PathSpec, Tally
+from .endpoints import Endpoint, Side
+from .paths import Call, Direction, PathSpec, Tally
 from .pi.actions import StartPath
 
 __all__ = ["Carried", "open_path"]
@@ -82,10 +82,15 @@ class Carried:
 
 
 def open_path(
-    planes: Iterable[DataPlane], spec: PathSpec, owner: PathOwner
-) -> tuple[Carried | None, list[tuple[str, str]]]:
-    """The path on the first plane that carries it, None if there is none; and the planes before, each with its reason."""
-    refusals: list[tuple[str, str]] = []
+    planes: Iterable[DataPlane], spec: PathSpec, owner: PathOwner, ours: Callable[[Endpoint], bool]
+) -> tuple[Carried | None, list[tuple[str | None, str]]]:
+    """The path on the first plane that carries it, or None; and the planes that did not, each with its reason.
+
+    None of them may where a call would come back to us, which `ours` tells.
+    """
+    if any(isinstance(leg, Call) and ours(leg.to) for leg in (spec.client, spec.server)):
+        return None, [(None, "the way leads back to this proxy")]
+    refusals: list[tuple[str | None, str]] = []
     for plane in planes:
         path = plane.open(spec, owner) if plane.carries(spec) else Refused("it does not carry such paths")
         if not isinstance(path, Refused):

@@ -29,7 +29,7 @@ from .dial import Dial
 from .dtp.plane import Path
 from .endpoints import Endpoint, Side
 from .log import event
-from .paths import Call, Tally
+from .paths import Tally
 from .pi.actions import Action, Arm, Chunk, DropPath, EndTransfer, Hangup, Need, OpenPath, SettlePath, StartPath, Timer
 from .pi.handover import HandOver
 from .pi.interpreter import ProtocolInterpreter
@@ -349,24 +349,19 @@ class Session:
             self._hang_up(interpreter, action)
 
     def _open_path(self, interpreter: ProtocolInterpreter, action: OpenPath) -> None:
-        spec = action.spec
-        if any(isinstance(leg, Call) and self._ours(leg.to) for leg in (spec.client, spec.server)):
-            self._log(logging.WARNING, "data.refused", reason="the way leads back to this proxy", spec=spec)
-            interpreter.path_refused()
-            return
         if len(self._carried) >= MOST_PATHS:  # whoever never closes a data connection holds descriptors of ours
             self._drop(next(iter(self._carried.values())))
-        carried, refusals = open_path(self._terms.planes, spec, self)
+        carried, refusals = open_path(self._terms.planes, action.spec, self, self._ours)
         level = logging.WARNING if carried is None else logging.DEBUG if self._fell_back else logging.INFO
         for plane, why in refusals:
-            self._log(level, "data.refused", plane=plane, reason=why)
+            self._log(level, "data.refused", plane=plane, reason=why, spec=action.spec)
             self._fell_back = True
         if carried is None:
             interpreter.path_refused()
             return
         path = carried.path
         self._open = self._carried[path] = carried
-        self._log(logging.DEBUG, "data.open", plane=carried.plane, spec=spec)
+        self._log(logging.DEBUG, "data.open", plane=carried.plane, spec=action.spec)
         interpreter.path_opened(path.announced, ready=path.ready, reports_end=path.reports_end)
 
     def _drop(self, carried: Carried) -> None:
