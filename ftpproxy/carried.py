@@ -53,6 +53,11 @@ class Carried:
         """It has ended, and the server has said its word about the transfer, if there was one."""
         return self.tally is not None and (self.positive is not None or not self.what)
 
+    @property
+    def counted(self) -> bool:
+        """The server has said its word, and the path would not tell by itself when it ends."""
+        return self.positive is not None and not self.path.reports_end
+
     def begin(self, action: StartPath) -> None:
         """The transfer command was sent."""
         self.what, self.direction, self.user, self.text = action.what, action.direction, action.user, action.text

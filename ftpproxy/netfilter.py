@@ -7,7 +7,7 @@ A data connection that must reach us, or leave us, under a foreign address is on
     pinned    source . called address . called port    ->  source . port       source NAT from exactly that port
     carried   caller . dialled address . dialled port  ->  address . port      destination NAT, for one connection:
     once      the same key                                                     the call that it waits for
-    forth, back, ended    the same key                                         counters of the packets that follow
+    forth, back, forth_end, back_end    the same key                           counters of the packets that follow
 
 each for IPv4 and IPv6.  The rules that look into them never change, so the table is loaded once, as text
 (`ftpproxy.table`).  Elements come and go with every transfer; they are packed here by hand, because adding and
@@ -168,7 +168,7 @@ def carried(peer: IPAddress, at: Endpoint, to: Endpoint, *, seconds: float = ELE
 
 
 def of_path(kind: str, peer: IPAddress, at: Endpoint, *, seconds: float = ELEMENT_SECONDS) -> Element:
-    """The element of the set `kind` (once, forth, back, ended) for the connection of `peer` to `at`."""
+    """The element of the set `kind` (once, forth, back, forth_end, back_end) for the connection of `peer` to `at`."""
     return Element(f"{kind}{at.host.version}", peer.packed + _host_port(*at), b"", seconds)
 
 

@@ -406,7 +406,7 @@ class Session:
             self._dial.close()
             self._dial = None
         for carried in list(self._carried.values()):
-            if not drain or carried is self._open:
+            if not drain or carried is self._open or carried.counted:
                 self._drop(carried)
         if self._transfer is not None and self._transfer.tally is not None:
             self._account(self._transfer)  # the server did not say its word

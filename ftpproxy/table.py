@@ -12,7 +12,7 @@ in the way of octets.)  What follows is counted, by caller and called address:
 
 * `forth`, what the caller sends, in prerouting before destination NAT; not the SYN, which has no NAT status yet;
 * `back`, what it is sent, in postrouting behind source NAT, when the addresses are again those that it called;
-* `ended`, each FIN or RST of either.
+* `forth_end` and `back_end`, those of them with FIN or RST.
 
 There the key is that of `carried`, which no two connections share; in a forward chain it would be the server's port,
 which servers with few ports give to several connections at once.  (nft 1.0 has no name for "the original destination
@@ -58,8 +58,10 @@ table inet ftpproxy {
 	set forth6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
 	set back4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
 	set back6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
-	set ended4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
-	set ended6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
+	set forth_end4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
+	set back_end4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
+	set forth_end6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
+	set back_end6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
 
 	chain prerouting {
 		type nat hook prerouting priority dstnat - 1; policy accept;
@@ -88,12 +90,16 @@ table inet ftpproxy {
 		ct status dnat ct direction reply meta l4proto tcp jump count_back
 	}
 	chain count_forth {
-		ip saddr . ip daddr . tcp dport @forth4 tcp flags & (fin | rst) != 0 ip saddr . ip daddr . tcp dport @ended4
-		ip6 saddr . ip6 daddr . tcp dport @forth6 tcp flags & (fin | rst) != 0 ip6 saddr . ip6 daddr . tcp dport @ended6
+		ip saddr . ip daddr . tcp dport @forth4 \\
+			tcp flags & (fin | rst) != 0 ip saddr . ip daddr . tcp dport @forth_end4
+		ip6 saddr . ip6 daddr . tcp dport @forth6 \\
+			tcp flags & (fin | rst) != 0 ip6 saddr . ip6 daddr . tcp dport @forth_end6
 	}
 	chain count_back {
-		ip daddr . ip saddr . tcp sport @back4 tcp flags & (fin | rst) != 0 ip daddr . ip saddr . tcp sport @ended4
-		ip6 daddr . ip6 saddr . tcp sport @back6 tcp flags & (fin | rst) != 0 ip6 daddr . ip6 saddr . tcp sport @ended6
+		ip daddr . ip saddr . tcp sport @back4 \\
+			tcp flags & (fin | rst) != 0 ip daddr . ip saddr . tcp sport @back_end4
+		ip6 daddr . ip6 saddr . tcp sport @back6 \\
+			tcp flags & (fin | rst) != 0 ip6 daddr . ip6 saddr . tcp sport @back_end6
 	}
 }
 """

@@ -98,7 +98,11 @@ def some_elements(draw: st.DrawFn) -> list[Element]:
     )
     one |= st.builds(carried, addresses, endpoints, endpoints, seconds=seconds)
     one |= st.builds(
-        of_path, st.sampled_from(["once", "forth", "back", "ended"]), addresses, endpoints, seconds=seconds
+        of_path,
+        st.sampled_from(["once", "forth", "back", "forth_end", "back_end"]),
+        addresses,
+        endpoints,
+        seconds=seconds,
     )
     return draw(st.lists(one, min_size=1, max_size=5))
 

@@ -6,7 +6,7 @@ A data connection with one awaited leg and one called one is two address transla
     active    server calls proxy:N        ->  goes to client:p,  as coming from orig_server[:20]
 
 So a path is a handful of elements of our table (`ftpproxy.table` has the rules that look at them): `carried` and `once`
-under (caller, called address, called port), `called` or `pinned` for the way out, and three counters under the first
+under (caller, called address, called port), `called` or `pinned` for the way out, and four counters under the first
 key.  All stand when `open` returns.  Nobody is dialled: the path is ready at once, and whether the other end answers
 is seen by the caller itself.
 
@@ -22,8 +22,9 @@ only, whose options would look like octets.
 
 **Ends.**  The kernel does not tell.  The counters are looked at, seldom while octets flow (so that the session is known
 to be busy), at once when the server has said its last word about the transfer (`settle`), and then every second, as the
-server's last octets may still be on their way to a slow client.  It is over when both ends have sent their FIN or RST,
-or when one has and nothing moves any more (a reset is not answered), or when nothing has moved for long.
+server's last octets may still be on their way to a slow client.  It is over when the sender's FIN or RST has come by,
+for all that it sent has come by before; or when the receiver's has and nothing moves any more (a reset is not
+answered), or when nothing has moved for long.
 
 What this plane cannot do: end a connection.  Removing elements leaves running flows alone, which is what lets them
 survive this process; it also means that `close` keeps new calls out and nothing else.  Packets that a flowtable of the
@@ -51,9 +52,10 @@ MORE_IN_SYN = 8
 
 MOST_TRIES = 500
 """How many ports one path tries before it gives up."""
-QUIET = {0: 60.0, 1: 2.0}
-"""Seconds without an octet after which a settled transfer is over, by the number of ends that were seen.  Whose end was
-seen has sent everything; without one a client may just be slow to read what the server's kernel still holds."""
+QUIET = {False: 60.0, True: 2.0}
+"""Seconds without an octet after which a settled transfer is over, by whether an end of the receiver's was seen.  Where
+not, a client may just be slow to read what the server's kernel still holds."""
+COUNTERS = ("forth", "back", "forth_end", "back_end")
 SELDOM = 10.0
 """Seconds between two looks at the counters of a transfer, at most."""
 DATA_SETUP = 120.0
@@ -95,8 +97,8 @@ class NftPath:
         self._standing = standing
         self._out: Element | None = out
         self.counters = plane.counters(peer, at)
-        self._counted = [Count()] * 3  # of counters that were replaced since
-        self._last = [Count()] * 3
+        self._counted = [Count()] * len(COUNTERS)  # of counters that were replaced since
+        self._last = [Count()] * len(COUNTERS)
         self._reloads = plane.elements.reloads
         self._direction: Direction | None = None
         now = plane.board.now
@@ -143,7 +145,12 @@ class NftPath:
 
     @property
     def _ended(self) -> bool:
-        return self._total(2).packets >= 2
+        """The sender's end has come by; where none is known, both have."""
+        ends = self._ends()
+        return all(ends.values()) if self._direction is None else ends[self._direction.sender]
+
+    def _ends(self) -> dict[Side, bool]:
+        return {self._caller: self._total(2).packets > 0, self._caller.peer: self._total(3).packets > 0}
 
     def _total(self, which: int) -> Count:
         before, last = self._counted[which], self._last[which]
@@ -165,8 +172,8 @@ class NftPath:
             self._moved_at = self._plane.board.now
 
     def _begin_again(self) -> None:
-        self._counted = [self._total(which) for which in range(3)]
-        self._last = [Count()] * 3
+        self._counted = [self._total(which) for which in range(len(COUNTERS))]
+        self._last = [Count()] * len(COUNTERS)
 
     def _renew(self, now: float) -> None:
         """Counters must not time out before the transfer.  (Linux changes the time of an element only since 6.12.)"""
@@ -198,7 +205,7 @@ class NftPath:
                 self._owner.connected(self, side)
                 if self._over:
                     return
-        if self._ended or (self._settled and now - self._moved_at >= QUIET[self._total(2).packets]):
+        if self._ended or (self._settled and now - self._moved_at >= QUIET[any(self._ends().values())]):
             self._end(None, "")
         elif now - self._moved_at > self._plane.data_idle:
             sender = self._direction.sender if self._direction is not None else Side.CLIENT
@@ -340,8 +347,8 @@ class NftPlane:
         return iter((wanted,)) if wanted != ANY_PORT else self._ports.once_round(MOST_TRIES)
 
     def counters(self, peer: IPAddress, at: Endpoint) -> tuple[Element, ...]:
-        """Of the connection of `peer` to `at`: forth, back, ended."""
-        return tuple(of_path(kind, peer, at, seconds=self.seconds) for kind in ("forth", "back", "ended"))
+        """Of the connection of `peer` to `at`: `COUNTERS`."""
+        return tuple(of_path(kind, peer, at, seconds=self.seconds) for kind in COUNTERS)
 
     def take_down(self, standing: tuple[Element, ...], out: Element) -> None:
         """Keep calls out.  `standing` begins with `once`, which the call has taken away if it came."""
