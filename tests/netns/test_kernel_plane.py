@@ -16,14 +16,16 @@ from pathlib import Path
 import pytest
 
 from ftpproxy.lab.demo import ROWS, survey
-from ftpproxy.lab.network import Gateway, Topology
-from ftpproxy.lab.proxy import Proxy
+from ftpproxy.lab.hosts import DATA_PORTS
+from ftpproxy.lab.network import Gateway, Host, Lab, Topology
+from ftpproxy.lab.proxy import Proxy, forward
 
 from .clients import CLIENTS, Mode, Site, complete
 from .combinations import Combination, everything, pairwise
 from .deployments import KINDS, Deployment, until
 from .dialogue import SECONDS, Control, call, drain, inside, listen
 from .exercise import content, exercise, folder, make, scratch
+from .servers import FtpServer
 
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("namespaces")]
 
@@ -171,29 +173,32 @@ def test_the_ruleset_is_flushed(kind: str) -> None:
 
 def test_200_clients_on_4_ports() -> None:
     """A port is one client's at a time, and every client's: 200 endpoints are offered on 4 ports, and all serve."""
-    with Deployment("tproxy", SERVER, 'data_ports = "20000-20003"', planes=NFT) as deployment, ExitStack() as stack:
-        stack.enter_context(deployment.explained())
-        (deployment.server.files / "file").write_bytes(b"content")
+    with Lab(Topology.CLIENT_NAT) as lab, ExitStack() as stack:
+        gateway = lab.gateways["client"]
+        server = stack.enter_context(FtpServer(SERVER, lab.server))
+        (server.files / "file").write_bytes(b"content")
+        config = forward(gateway, "tproxy", planes=NFT).replace(DATA_PORTS, "20000-20003")
+        stack.enter_context(Proxy(gateway, config + "[service.limits]\nsessions = 200\n"))
         sources = [f"10.77.1.{number}" for number in range(51, 251)]
         lines = "".join(f"address add {source}/24 dev eth0\n" for source in sources)
-        deployment.client.run("ip", "-batch", "-", input=lines, check=True)
-        site = deployment.site(4)
-        with inside(deployment.client):
-            controls = [stack.enter_context(Numbered(deployment, site, source)) for source in sources]
+        lab.client.run("ip", "-batch", "-", input=lines, check=True)
+        site = Site(lab.server_address(4), 4)
+        with inside(lab.client):
+            controls = [stack.enter_context(Numbered(lab.client, site, source)) for source in sources]
             places = [control.login().passive() for control in controls]
             assert {port for _, port in places} == {20000, 20001, 20002, 20003}
             for control, place in zip(controls, places, strict=True):
                 data = socket.create_connection(place, timeout=SECONDS, source_address=(control.source, 0))
                 assert control.retrieve("file", data) == b"content"
                 control.quit()
-        deployment.check_nothing_left()
+        until(lambda: elements(gateway) == 0, "nothing is left")
 
 
 class Numbered(Control):
     """A control connection from one of many addresses, in whose namespace the thread is already."""
 
-    def __init__(self, deployment: Deployment, site: Site, source: str) -> None:
-        self.host = deployment.client
+    def __init__(self, host: Host, site: Site, source: str) -> None:
+        self.host = host
         self.site = site
         self.source = source
         self.socket = socket.create_connection((site.host, site.port), timeout=SECONDS, source_address=(source, 0))
@@ -217,8 +222,7 @@ def test_it_costs_no_time_of_ours() -> None:
             spent = cpu(deployment.proxy.process.pid) - before
             control.quit()
         assert got == 1 << 30
-        print(f"{spent * 1000:.1f} ms")
-        assert spent < 0.030
+        assert spent < 0.010  # 1 to 2 ms on an idle machine
 
 
 def cpu(pid: int) -> float:
