@@ -99,7 +99,7 @@ class NftPath:
         self.counters = plane.counters(peer, at)
         self._counted = [Count()] * len(COUNTERS)  # of counters that were replaced since
         self._last = [Count()] * len(COUNTERS)
-        self._reloads = plane.elements.reloads
+        self._reloads = self._reloads_before = plane.elements.reloads
         self._direction: Direction | None = None
         now = plane.board.now
         self._set_up_at = self._begun_at = self._moved_at = now
@@ -122,6 +122,9 @@ class NftPath:
             return
         self._settled = True
         self._look()
+        if not self._up:  # came and went while the table was gone, perhaps
+            self._plane.elements.check()
+            self._up = self._plane.elements.reloads != self._reloads_before
         self._stop_awaiting()
         if not self._up or self._ended:
             self._plane.board.soon(self._conclude, self.crashed)

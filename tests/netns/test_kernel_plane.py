@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from ftpproxy.lab.demo import ROWS, survey
+from ftpproxy.lab.demo import ROWS, configs, survey
 from ftpproxy.lab.hosts import DATA_PORTS
 from ftpproxy.lab.network import Gateway, Host, Lab, Topology
+from ftpproxy.lab.peers import FtpServer as LabServer
+from ftpproxy.lab.peers import run
 from ftpproxy.lab.proxy import Proxy, forward
 
 from .clients import CLIENTS, Mode, Site, complete
@@ -169,6 +171,70 @@ def test_the_ruleset_is_flushed(kind: str) -> None:
             with call(deployment.client, *control.passive()) as data:
                 assert control.retrieve("file", data) == b"content"
             control.quit()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_ruleset_is_flushed_in_the_middle(kind: str) -> None:
+    """A firewall that is loaded anew in one transaction, as `nft -f` does it, costs no running transfer anything."""
+    size = 50_000_000
+    with Deployment(kind, "vsftpd", planes=NFT) as deployment, deployment.explained():
+        make(deployment.server.files / "file", size)
+        with Control(deployment.client, deployment.site(4)).login() as control:
+            with call(deployment.client, *control.passive()) as data:
+                control.say("RETR file", 125, 150)
+                got = data.recv(1000)
+                anew = "flush ruleset\n" + deployment.gateway.ruleset(proxied=True)
+                deployment.gateway.run("nft", "-f", "-", input=anew, check=True)
+                deployment.proxy.command("rules", "-c", str(deployment.proxy.file), "--apply")
+                assert got + drain(data) == b"".join(content(size))
+            assert control.reply().code == 226
+            control.quit()
+        until(lambda: "session.close" in deployment.proxy.log, "the session ends")
+        # What passed before the table was noticed to be gone, and loaded, is not in the count.
+        assert re.search(r" transfer .* down=\d+ .* result=complete", deployment.proxy.log)
+
+
+INPUT = {
+    "tproxy": "meta mark & 0x200000 == 0x200000 accept",
+    "redirect": 'iifname "lan" tcp dport 8021 accept',
+    "reverse": 'iifname "wan" tcp dport 21 accept',
+}
+"""What control connections need."""
+DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_documented_line_is_enough(kind: str) -> None:
+    """A forward chain with that line and nothing else, an input chain with no data port."""
+    section = DOCUMENT.read_text().partition("\n## Planes\n")[2].partition("\n## ")[0]
+    (line,) = re.findall(r"^```nft\n(.*?)\n```", section, re.MULTILINE | re.DOTALL)
+    ruleset = f"""
+        flush table inet filter
+        table inet filter {{
+            chain input {{
+                ct state established,related accept
+                iifname "lo" accept
+                meta l4proto {{ icmp, ipv6-icmp }} accept
+                {INPUT[kind]}
+            }}
+            chain forward {{
+                ct state established,related accept
+                {line}
+            }}
+        }}
+    """
+    topology = Topology.SERVER_NAT if kind == "reverse" else Topology.CLIENT_NAT
+    transfers = [transfer for row in ROWS for transfer in row.transfers()]
+    with Lab(topology) as lab, ExitStack() as stack:
+        server = stack.enter_context(LabServer(lab.server, b"content" * 10_000))
+        ((side, config),) = configs(lab, "tproxy" if kind == "reverse" else kind, NFT)
+        stack.enter_context(Proxy(lab.gateways[side], config))
+        lab.gateways[side].run("nft", "-f", "-", input=ruleset, check=True)
+        outcomes = run(lab.client, lab.dialled, server, transfers)
+        assert {transfer: outcome.error for transfer, outcome in outcomes.items() if not outcome.ok} == {}
+        lab.gateways[side].run("nft", "flush", "chain", "inet", "filter", "forward", check=True)
+        outcomes = run(lab.client, lab.dialled, server, transfers[:2], timeout=1.0)
+        assert not any(outcome.ok for outcome in outcomes.values())
 
 
 def test_200_clients_on_4_ports() -> None:
