@@ -11,7 +11,7 @@ r"""Every line of the field corpus does to a session what the corpus expects of 
     lives       NOOP and its answer: nothing else is owed
 
 An expectation that belongs to a role which the proxy does not have (NAT64) is replaced by what holds without that role;
-the comment says so.  What is treated otherwise than the corpus expects stands in `DIFFERS`, and has to fail.
+the comment says so.
 """
 
 from __future__ import annotations
@@ -576,7 +576,6 @@ S.
 hangup drain
 
 == R17
-# what the corpus expects; see DIFFERS
 S: 220 ready
 C> 220 ready
 C: AUTH TLS
@@ -791,9 +790,6 @@ C> 421 Too many empty lines.
 hangup drain
 """
 
-DIFFERS = {"R17": "what follows a 234 is copied unread (items 114, 117): plain text of the server ends no session"}
-"""Lines that are treated otherwise than the corpus expects."""
-
 
 def scenarios() -> list[tuple[str, str]]:
     """Each id with its dialogues."""
@@ -829,11 +825,9 @@ def expanded(dialogue: str, lines: list[str]) -> str:
 
 
 @pytest.mark.parametrize(("id", "dialogues"), [pytest.param(*each, id=each[0]) for each in scenarios()])
-def test_line(id: str, dialogues: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_line(id: str, dialogues: str, tmp_path: Path) -> None:
     """Items 4-6, 8, 11, 12, 14, 19, 22, 26, 29-31, 33-38, 47, 50-53, 55, 56, 60, 61, 68, 78: as the corpus expects."""
     assert "@" in dialogues, "without the line itself"
-    if id in DIFFERS:
-        request.applymarker(pytest.mark.xfail(reason=DIFFERS[id], raises=AssertionError))
     for number, dialogue in enumerate(dialogues.split("\n----\n"), 1):
         path = tmp_path / f"{id}-{number}"
         path.write_text(expanded(dialogue, spoken(LINES[id])))
