@@ -17,6 +17,8 @@ if [ "${1:-}" = peers ]; then
     need wget wget
     need lftp lftp
     need gcc gcc
+    [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+    need sysctl procps
 fi
 
 [ ${#missing[@]} -eq 0 ] && exit 0
