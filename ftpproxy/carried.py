@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from attrs import define, field
 
-from .dtp.plane import Path
-from .endpoints import Side
-from .paths import Direction, Tally
+from .dtp.plane import DataPlane, Path, PathOwner, Refused
+from .endpoints import Endpoint, Side
+from .paths import Call, Direction, PathSpec, Tally
 from .pi.actions import StartPath
 
-__all__ = ["Carried"]
+__all__ = ["Carried", "open_path"]
 
 
 @define
@@ -51,6 +53,11 @@ class Carried:
         """It has ended, and the server has said its word about the transfer, if there was one."""
         return self.tally is not None and (self.positive is not None or not self.what)
 
+    @property
+    def counted(self) -> bool:
+        """The server has said its word, and the path would not tell by itself when it ends."""
+        return self.positive is not None and not self.path.reports_end
+
     def begin(self, action: StartPath) -> None:
         """The transfer command was sent."""
         self.what, self.direction, self.user, self.text = action.what, action.direction, action.user, action.text
@@ -77,3 +84,21 @@ class Carried:
             "failed": tally.failed,
             "reason": tally.reason or None,
         }
+
+
+def open_path(
+    planes: Iterable[DataPlane], spec: PathSpec, owner: PathOwner, ours: Callable[[Endpoint], bool]
+) -> tuple[Carried | None, list[tuple[str | None, str]]]:
+    """The path on the first plane that carries it, or None; and the planes that did not, each with its reason.
+
+    None of them may where a call would come back to us, which `ours` tells.
+    """
+    if any(isinstance(leg, Call) and ours(leg.to) for leg in (spec.client, spec.server)):
+        return None, [(None, "the way leads back to this proxy")]
+    refusals: list[tuple[str | None, str]] = []
+    for plane in planes:
+        path = plane.open(spec, owner) if plane.carries(spec) else Refused("it does not carry such paths")
+        if not isinstance(path, Refused):
+            return Carried(path, plane.name), refusals
+        refusals.append((plane.name, path.why))
+    return None, refusals

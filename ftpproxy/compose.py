@@ -14,6 +14,8 @@ from . import advice, netfilter, rules
 from . import log as logs
 from .announce import OWN, Announcements, Announcer, File, Interface, Name, Told
 from .config import Announce, AnnounceFrom, Config, GatewayConfig, ServiceConfig
+from .dtp.nft import NftPlane
+from .dtp.plane import DataPlane
 from .dtp.relay import RelayPlane
 from .endpoints import Side
 from .errands import Errands
@@ -28,6 +30,7 @@ from .reception import Gateway
 from .server import CannotListen, Server, Service
 from .session import Terms
 from .switchboard import Switchboard
+from .table import Claim
 from .xferlog import Xferlog
 
 __all__ = ["run"]
@@ -46,10 +49,10 @@ def run(config: Config) -> int:
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()])
     _spare_the_collector()
     _raise_descriptor_limit(config)
-    claim: netfilter.Claim | None = None
+    claim: Claim | None = None
     try:
-        if any(service.intercept == "redirect" for service in config.services):
-            claim = netfilter.Claim()
+        if any(service.intercept == "redirect" or "nft" in service.planes for service in config.services):
+            claim = Claim()
         return trio.run(_serve, config, claim)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
@@ -70,9 +73,9 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-async def _serve(config: Config, claim: netfilter.Claim | None) -> int:
+async def _serve(config: Config, claim: Claim | None) -> int:
     board = Switchboard()
-    elements = None if claim is None else netfilter.Elements()
+    elements = None if claim is None else netfilter.Elements(claim.load)
     announcer = Announcer()
     errands = Errands(board)
     xferlog = _xferlog(config)
@@ -82,6 +85,10 @@ async def _serve(config: Config, claim: netfilter.Claim | None) -> int:
         server.listen()
         if claim is not None:
             claim.load()  # behind the listeners: a start that fails must not touch what is there
+        if elements is not None:
+            keep = _Keeper(elements)
+            keep(0.0)
+            board.sweep(keep, keep.crashed)
         _warn(config)
         event(log, logging.INFO, "ready", services=len(services))
         await server.run()
@@ -132,20 +139,12 @@ def _service(
     xferlog: Xferlog | None,
 ) -> Service:
     gate = _gate(config, elements)
-    plane = RelayPlane(
-        gate,
-        PortRange(*config.data_ports),
-        board,
-        connect_timeout=config.timeouts.connect,
-        data_setup=config.timeouts.data_setup,
-        data_idle=config.timeouts.data_idle,
-    )
     return Service(
         terms=Terms(
             service=config.name,
             policy=config.policy,
             timeouts=config.timeouts,
-            planes=[plane],
+            planes=_planes(config, gate, board, elements),
             source=config.source,
             active_source_port=config.active_source_port,
             translate=config.translate,
@@ -202,13 +201,71 @@ def _gateway(config: GatewayConfig, errands: Errands) -> Gateway:
     )
 
 
+def _planes(
+    config: ServiceConfig, gate: Gate, board: Switchboard, elements: netfilter.Elements | None
+) -> list[DataPlane]:
+    ports = PortRange(*config.data_ports)  # walked round by all of them together
+    timeouts = config.timeouts
+    planes: list[DataPlane] = []
+    for name in config.planes:
+        if name == "nft":
+            assert elements is not None
+            planes.append(
+                NftPlane(
+                    elements,
+                    ports,
+                    board,
+                    data_setup=timeouts.data_setup,
+                    data_idle=timeouts.data_idle,
+                    seconds=_element_seconds(config),
+                )
+            )
+        else:
+            planes.append(
+                RelayPlane(
+                    gate,
+                    ports,
+                    board,
+                    connect_timeout=timeouts.connect,
+                    data_setup=timeouts.data_setup,
+                    data_idle=timeouts.data_idle,
+                )
+            )
+    return planes
+
+
+def _element_seconds(config: ServiceConfig) -> float:
+    """An element must outlive the longest that a data connection may take to come up: once before its transfer command,
+    once behind it."""
+    return max(netfilter.ELEMENT_SECONDS, 2 * config.timeouts.data_setup + 60)
+
+
+class _Keeper:
+    """Sees to it that our table is there; said once if it is not and cannot be."""
+
+    def __init__(self, elements: netfilter.Elements) -> None:
+        self._elements = elements
+        self._failing = False
+
+    def __call__(self, _: float) -> None:
+        try:
+            self._elements.check()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                event(log, logging.ERROR, "table.missing", reason=error.__cause__ or error.strerror)
+            self._failing = True
+
+    def crashed(self, error: Exception) -> None:
+        """It is tried again in the next sweep."""
+
+
 def _gate(config: ServiceConfig, elements: netfilter.Elements | None) -> Gate:
     if config.intercept == "tproxy":
         return TproxyGate()
     if config.intercept == "redirect":
         assert elements is not None
-        # An element must outlive the longest that a data connection may take to come up.
-        return RedirectGate(elements, seconds=max(netfilter.ELEMENT_SECONDS, 2 * config.timeouts.data_setup))
+        return RedirectGate(elements, seconds=_element_seconds(config))
     return DirectGate()
 
 

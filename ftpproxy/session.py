@@ -24,13 +24,13 @@ import logging
 import socket
 from collections.abc import Callable
 
-from .carried import Carried
+from .carried import Carried, open_path
 from .channels import MOST_UNSENT, Channel
 from .dial import Dial
-from .dtp.plane import Path, Refused
+from .dtp.plane import Path
 from .endpoints import Endpoint, Side
 from .log import event
-from .paths import Call, Tally
+from .paths import Tally
 from .pi.actions import Action, Arm, Chunk, DropPath, EndTransfer, Hangup, Need, OpenPath, SettlePath, StartPath, Timer
 from .pi.handover import HandOver
 from .pi.interpreter import ProtocolInterpreter
@@ -66,6 +66,7 @@ class Session:
         "_dial",
         "_ended",
         "_farewell_until",
+        "_fell_back",
         "_interpreter",
         "_last_word",
         "_open",
@@ -118,6 +119,7 @@ class Session:
         self._carried: dict[Path, Carried] = {}
         self._deadlines: dict[Timer, float] = {}
         self._farewell_until = 0.0
+        self._fell_back = False
         self._last_word = self._opened_at = board.now
         self._transfers = 0
         self._dial: Dial | None = None
@@ -336,7 +338,9 @@ class Session:
                 if carried.settled:
                     self._account(carried)
         elif isinstance(action, SettlePath):
-            self._open = None
+            if self._open is not None:
+                carried, self._open = self._open, None
+                carried.path.settle()
         elif isinstance(action, DropPath):
             if self._open is not None:
                 self._drop(self._open)
@@ -346,30 +350,26 @@ class Session:
             self._hang_up(interpreter, action)
 
     def _open_path(self, interpreter: ProtocolInterpreter, action: OpenPath) -> None:
-        spec = action.spec
-        if any(isinstance(leg, Call) and self._ours(leg.to) for leg in (spec.client, spec.server)):
-            self._log(logging.WARNING, "data.refused", reason="the way leads back to this proxy", spec=spec)
-            interpreter.path_refused()
-            return
         if len(self._carried) >= MOST_PATHS:  # whoever never closes a data connection holds descriptors of ours
             self._drop(next(iter(self._carried.values())))
-        for plane in self._terms.planes:
-            if not plane.carries(spec):
-                continue
-            path = plane.open(spec, self)
-            if isinstance(path, Refused):
-                self._log(logging.WARNING, "data.refused", plane=plane.name, reason=path.why)
-                continue
-            self._open = self._carried[path] = Carried(path, plane.name)
-            self._log(logging.DEBUG, "data.open", plane=plane.name, spec=spec)
-            interpreter.path_opened(path.announced, ready=path.ready, reports_end=path.reports_end)
+        carried, refusals = open_path(self._terms.planes, action.spec, self, self._ours)
+        level = logging.WARNING if carried is None else logging.DEBUG if self._fell_back else logging.INFO
+        for plane, why in refusals:
+            self._log(level, "data.refused", plane=plane, reason=why, spec=action.spec)
+            self._fell_back = True
+        if carried is None:
+            interpreter.path_refused()
             return
-        interpreter.path_refused()
+        path = carried.path
+        self._open = self._carried[path] = carried
+        self._log(logging.DEBUG, "data.open", plane=carried.plane, spec=action.spec)
+        interpreter.path_opened(path.announced, ready=path.ready, reports_end=path.reports_end)
 
     def _drop(self, carried: Carried) -> None:
-        if self._carried.pop(carried.path, None) is not None and len(carried.up) < 2:
-            self._log(logging.WARNING if carried.what else logging.DEBUG, "data.missing", **carried.missing())
+        known = self._carried.pop(carried.path, None) is not None
         self._board.guard(Carried.close, carried, _already_logged)
+        if known and len(carried.up) < 2 and carried.tally is None:
+            self._log(logging.WARNING if carried.what else logging.DEBUG, "data.missing", **carried.missing())
         if carried.tally is not None:
             self._account(carried)
         if carried is self._open:
@@ -407,7 +407,7 @@ class Session:
             self._dial.close()
             self._dial = None
         for carried in list(self._carried.values()):
-            if not drain or carried is self._open:
+            if not drain or carried is self._open or carried.counted:
                 self._drop(carried)
         if self._transfer is not None and self._transfer.tally is not None:
             self._account(self._transfer)  # the server did not say its word

@@ -295,7 +295,10 @@ BAD: list[tuple[str, list[str]]] = [
         changed(FORWARD, mode='"foward"'),
         ['service "lan".mode: "foward" is not known here; known: "forward", "reverse", "gateway"'],
     ),
-    (changed(FORWARD, planes='["nft", "relay"]'), ['service "lan".planes[0]: "nft" is not known here; known: "relay"']),
+    (
+        changed(FORWARD, planes='["nft", "rely"]'),
+        ['service "lan".planes[1]: "rely" is not known here; known: "nft", "relay"'],
+    ),
     (
         changed(FORWARD, active_source_port="21"),
         ['service "lan".active_source_port: 21 is not known here; known: 0, 20'],
@@ -515,6 +518,10 @@ BAD: list[tuple[str, list[str]]] = [
         ['service "dmz".planes: is empty: nothing would carry the data connections; use ["relay"]'],
     ),
     (changed(REVERSE, planes='["relay", "relay"]'), ['service "dmz".planes[1]: "relay" is there already']),
+    (
+        changed(REVERSE, planes='["relay", "nft"]'),
+        ['service "dmz".planes[1]: "nft" is never asked: "relay" carries everything'],
+    ),
     # addresses
     (
         changed(REVERSE, announce='{ client = "::7" }'),

@@ -21,6 +21,7 @@ FLOORS = [
         "sockets",
         "log",
         "netfilter",
+        "table",
         "errands",
         "resolver",
         "passwords",

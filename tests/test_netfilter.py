@@ -15,21 +15,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
-from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM, nft_set_elem_list_msg
+from pyroute2.netlink.nfnetlink.nftsocket import (
+    NFT_MSG_DELSETELEM,
+    NFT_MSG_GETSETELEM,
+    NFT_MSG_NEWSETELEM,
+    nft_set_elem_list_msg,
+)
 
 from ftpproxy.endpoints import Endpoint
 from ftpproxy.netfilter import (
-    Claim,
+    Count,
     Element,
     Elements,
     NetfilterError,
     awaited,
     called,
+    carried,
     has_table,
-    load_table,
+    of_path,
     pack_batch,
-    remove_table,
+    pack_questions,
 )
+from ftpproxy.table import Claim, load_table, remove_table
 
 from .intercept.namespaces import Namespace
 
@@ -64,7 +71,7 @@ EACH: list[tuple[Element, list[Any], Any]] = [
         {"concat": ["2001:db8::7", 20]},
     ),
 ]
-MAPS = ["awaited4", "awaited6", "called4", "called6", "pinned4", "pinned6"]
+MAPS = sorted(f"{kind}{version}" for kind in ("awaited", "called", "carried", "pinned") for version in (4, 6))
 
 
 def decoded(batch: bytes) -> list[Any]:
@@ -88,6 +95,14 @@ def some_elements(draw: st.DrawFn) -> list[Element]:
     seconds = st.floats(0.001, 1e6)
     one = st.builds(awaited, addresses, endpoints, endpoints, seconds=seconds) | st.builds(
         called, addresses, endpoints, endpoints, seconds=seconds
+    )
+    one |= st.builds(carried, addresses, endpoints, endpoints, seconds=seconds)
+    one |= st.builds(
+        of_path,
+        st.sampled_from(["once", "forth", "back", "forth_end", "back_end"]),
+        addresses,
+        endpoints,
+        seconds=seconds,
     )
     return draw(st.lists(one, min_size=1, max_size=5))
 
@@ -114,9 +129,27 @@ def test_packed_as_pyroute2_reads_it(elements: list[Element], add: bool, sequenc
         attributes = dict(inner["attrs"])
         assert attributes["NFTA_SET_ELEM_KEY"].get_attr("NFTA_DATA_VALUE") == element.key
         if add:
-            assert attributes["NFTA_SET_ELEM_DATA"].get_attr("NFTA_DATA_VALUE") == element.data
+            if element.data:
+                assert attributes["NFTA_SET_ELEM_DATA"].get_attr("NFTA_DATA_VALUE") == element.data
             assert attributes["NFTA_SET_ELEM_TIMEOUT"] == round(element.seconds * 1000)
-        assert len(attributes) == (3 if add else 1)
+        assert len(attributes) == (1 if not add else 3 if element.data else 2)
+
+
+@given(some_elements(), st.integers(0, 2**31))
+def test_questions_as_pyroute2_reads_them(elements: list[Element], sequence: int) -> None:
+    """A question has a key and nothing else, and no flag that would make it a dump."""
+    messages = decoded(pack_questions(tuple(elements), sequence=sequence))
+    assert [message["header"]["sequence_number"] for message in messages] == list(
+        range(sequence, sequence + len(elements))
+    )
+    for element, message in zip(elements, messages, strict=True):
+        assert message["header"]["type"] == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM
+        assert message["header"]["flags"] == NLM_F_REQUEST
+        assert message.get_attr("NFTA_SET_ELEM_LIST_SET") == element.map
+        (inner,) = message.get_attr("NFTA_SET_ELEM_LIST_ELEMENTS")
+        attributes = dict(inner["attrs"])
+        assert list(attributes) == ["NFTA_SET_ELEM_KEY"]
+        assert attributes["NFTA_SET_ELEM_KEY"].get_attr("NFTA_DATA_VALUE") == element.key
 
 
 @pytest.fixture
@@ -215,6 +248,43 @@ def test_elements_time_out(table: Namespace) -> None:
 
 
 @pytest.mark.netns
+def test_counters_are_read(table: Namespace) -> None:
+    """What nft sets is what is read; an element that is gone has counted nothing, and does not keep others back."""
+    here, gone, there = (of_path("forth", CLIENT6, Endpoint(SERVER6, port)) for port in (1, 2, 3))
+    with Elements() as elements:
+        elements.add(here)
+        where = "add element inet ftpproxy forth6 { fd77:1::2 . 2001:db8::7 . 3 counter packets 7 bytes 5000000000 }"
+        table.run("nft", where)
+        assert elements.read(here, gone, there) == [Count(), Count(), Count(7, 5_000_000_000)]
+        table.run("nft", "flush", "ruleset")
+        assert elements.read(here) == [Count()]
+
+
+@pytest.mark.netns
+def test_a_flushed_table_is_loaded_again(table: Namespace) -> None:
+    """With what stood in it and nothing else; once; and never where nobody gave a way to do it."""
+    first, second, *_ = (element for element, _, _ in EACH)
+    with Elements(load_table) as elements:
+        elements.check()
+        elements.add(first, second)
+        elements.remove(first)
+        table.run("nft", "flush", "ruleset")
+        elements.check()
+        elements.check()
+        assert elements.reloads == 1
+        assert {name: len(found) for name, found in listed(table).items() if found} == {second.map: 1}
+        table.run("nft", "flush", "ruleset")
+        elements.add(first)
+        assert elements.reloads == 2
+        assert sum(map(len, listed(table).values())) == 2
+    with Elements() as elements:
+        elements.check()
+        table.run("nft", "flush", "ruleset")
+        with pytest.raises(FileNotFoundError):
+            elements.check()
+
+
+@pytest.mark.netns
 def test_loading_takes_over_what_was_left(gateway: Namespace) -> None:
     """Item 103: the table of a killed process, its elements included, is replaced; removing twice is once."""
     first = EACH[0][0]
@@ -292,7 +362,8 @@ def test_the_table_belongs_to_one(table: Namespace) -> None:
 
 UNPRIVILEGED = """
 from ftpproxy.endpoints import Endpoint
-from ftpproxy.netfilter import Elements, NoPermission, awaited, has_table, load_table, remove_table
+from ftpproxy.netfilter import Elements, NoPermission, awaited, has_table
+from ftpproxy.table import load_table, remove_table
 
 for change in (load_table, remove_table):
     try:

@@ -6,6 +6,7 @@ Each check yields the place and one sentence that says what to do about it.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from itertools import combinations
@@ -52,6 +53,10 @@ def check_service(service: ServiceTable) -> Iterator[Found]:
     for index, plane in enumerate(service.planes):
         if plane in service.planes[:index]:
             yield ("planes", index), f'"{plane}" is there already'
+        elif "relay" in service.planes[:index]:
+            yield ("planes", index), f'"{plane}" is never asked: "relay" carries everything'
+        if plane == "nft" and sys.platform != "linux":
+            yield ("planes", index), '"nft" is Linux\'s packet filter; use "relay"'
 
 
 def _numbers(service: ServiceTable) -> Iterator[Found]:

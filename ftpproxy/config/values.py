@@ -138,7 +138,7 @@ class ServiceConfig:
     """Who may use it; empty: everybody."""
     servers: tuple[Endpoint, ...] = ()
     """Reverse mode: whom to call, at most one of each family.  Forward mode: empty."""
-    planes: tuple[Literal["relay"], ...] = ("relay",)
+    planes: tuple[Literal["nft", "relay"], ...] = ("relay",)
     """In order of preference."""
     data_ports: PortSpan = DEFAULT_DATA_PORTS
     announce: Announce = Announce()

@@ -5,7 +5,7 @@ A plane is asked `carries(spec)`, then `open(spec, owner)`.  `open` never waits.
 * a `Path`, whose listener or kernel rule stands already, or
 * `Refused`, with a sentence for the log.
 
-From then on the path talks to its owner through four calls, never from inside `open`, `start` or `close`:
+From then on the path talks to its owner through four calls, never from inside `open`, `start`, `settle` or `close`:
 
     connected(path, side)   the leg of that side is up (the peer called, or our call was answered)
     failed(path, why)       it never carried anything and never will: refused, timed out, peer gone
@@ -49,13 +49,19 @@ class Path(Protocol):
 
     @property
     def reports_end(self) -> bool:
-        """`delivered` and `finished` will come; False where the kernel carries and does not say."""
+        """`delivered` will come, and `finished` as soon as it has ended.  False where the kernel carries and does not
+        say: `finished` comes late, mostly after `settle`."""
 
     def start(self, direction: Direction) -> None:
         """The transfer verb was sent.  Octets may flow before it (a client may call early)."""
 
+    def settle(self) -> None:
+        """The server has said its last word about the transfer: nobody needs to call any more.  A path that carries
+        goes to its own end, and reports it."""
+
     def close(self) -> Tally | None:
-        """End it now, with a reset where it still carries.  Idempotent, never blocks, no owner call follows.
+        """End it now, with a reset where it still carries and this process can (the kernel's flows go on).  Idempotent,
+        never blocks, no owner call follows.
 
         Returns what it had carried; None if it never did, or has ended before.
         """

@@ -99,6 +99,9 @@ class RelayPath:
         self._direction = direction
         self._set_up_at = self._moved_at = self._board.now
 
+    def settle(self) -> None:
+        """Each leg sees its own end."""
+
     def close(self) -> Tally | None:
         if self._over or not self._flows:
             self._let_go(cleanly=False)

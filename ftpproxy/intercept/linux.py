@@ -184,7 +184,7 @@ class RedirectGate:
             ) from error
         except FileNotFoundError as error:
             sock.close()
-            raise GateError(f"table inet {TABLE} is gone: was the ruleset flushed?  Restart the service") from error
+            raise GateError(f"table inet {TABLE} is gone and cannot be loaded again: {error.__cause__}") from error
         except BaseException:
             sock.close()
             raise

@@ -12,7 +12,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -111,7 +111,9 @@ def must_fail(topology: Topology, verb: str) -> bool:
     return topology in (Topology.SERVER_NAT, Topology.BOTH_NAT)
 
 
-def survey(topology: Topology, intercept: str | None, *, timeout: float = TIMEOUT) -> tuple[dict[Row, Cell], str]:
+def survey(
+    topology: Topology, intercept: str | None, *, timeout: float = TIMEOUT, planes: Sequence[str] = ("relay",)
+) -> tuple[dict[Row, Cell], str]:
     """All rows in one column: the cells, and the logs of the proxies.  `intercept` None is without proxy."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(topology))
@@ -119,7 +121,8 @@ def survey(topology: Topology, intercept: str | None, *, timeout: float = TIMEOU
         proxies = []
         if intercept is not None:
             proxies = [
-                stack.enter_context(Proxy(lab.gateways[side], config)) for side, config in configs(lab, intercept)
+                stack.enter_context(Proxy(lab.gateways[side], config))
+                for side, config in configs(lab, intercept, planes)
             ]
         outcomes = run(lab.client, lab.dialled, server, _transfers(ROWS), timeout=timeout)
         outcomes = _carried(outcomes, proxies)
@@ -135,15 +138,15 @@ def _carried(outcomes: Mapping[Transfer, Outcome], proxies: Iterable[Carrier]) -
     return {transfer: evolve(outcome, ok=False, error="bypassed the proxy") for transfer, outcome in outcomes.items()}
 
 
-def configs(lab: Lab, intercept: str) -> list[tuple[str, str]]:
+def configs(lab: Lab, intercept: str, planes: Sequence[str] = ("relay",)) -> list[tuple[str, str]]:
     """Which gateways get a proxy, and with which file."""
     found = []
     if (gateway := lab.gateways.get("client")) is not None:
-        found.append(("client", forward(gateway, intercept)))
+        found.append(("client", forward(gateway, intercept, planes=planes)))
     if (gateway := lab.gateways.get("server")) is not None:
         listen = [str(endpoint) for endpoint in lab.dialled.values()]
         servers = [str(Endpoint(parse_address(lab.server.address(version)), 21)) for version in (4, 6)]
-        found.append(("server", reverse(listen, servers)))
+        found.append(("server", reverse(listen, servers, planes=planes)))
     return found
 
 

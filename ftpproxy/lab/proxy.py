@@ -29,7 +29,7 @@ LISTEN = "0A"
 """TCP_LISTEN as /proc/net/tcp writes it (proc_pid_net(5), include/net/tcp_states.h)."""
 
 
-def forward(gateway: Gateway, intercept: str, *more: str) -> str:
+def forward(gateway: Gateway, intercept: str, *more: str, planes: Iterable[str] = ("relay",)) -> str:
     """The file for the clients' gateway; `more` are further lines of its `[[service]]`."""
     # redirect leads to the address of the interface that the client came in by, so the listener is there.
     at = [gateway.inside_address(4), f"[{gateway.inside_address(6)}]"] if intercept == "redirect" else _LOOPBACK
@@ -40,13 +40,13 @@ def forward(gateway: Gateway, intercept: str, *more: str) -> str:
         f"listen = {_array(f'{host}:8021' for host in at)}",
         f'intercept = "{intercept}"',
         f"clients = {_array(gateway.inside_network(version) for version in (4, 6))}",
-        'planes = ["relay"]',
+        f"planes = {_array(planes)}",
         f'data_ports = "{DATA_PORTS}"',
     ]
     return "\n".join([*lines, *more]) + "\n"
 
 
-def reverse(listen: Iterable[str], servers: Iterable[str], *more: str) -> str:
+def reverse(listen: Iterable[str], servers: Iterable[str], *more: str, planes: Iterable[str] = ("relay",)) -> str:
     """The file for the server's gateway, which takes the server's place at its public address."""
     lines = [
         "[[service]]",
@@ -55,7 +55,7 @@ def reverse(listen: Iterable[str], servers: Iterable[str], *more: str) -> str:
         f"listen = {_array(listen)}",
         'intercept = "none"',
         f"servers = {_array(servers)}",
-        'planes = ["relay"]',
+        f"planes = {_array(planes)}",
         f'data_ports = "{DATA_PORTS}"',
     ]
     return "\n".join([*lines, *more]) + "\n"

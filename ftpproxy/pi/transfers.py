@@ -114,7 +114,8 @@ class Transfers:
             return
         if path.finished:
             self._path = None
-        elif len(path.up) == 2:
+        elif len(path.up) == 2 or not path.reports_end:
+            # Where the kernel carries nobody calls the server before the client does: there was a connection.
             if not self._block_mode:
                 self._settle()
         elif positive:

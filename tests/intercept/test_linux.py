@@ -16,8 +16,9 @@ import pytest
 from ftpproxy.endpoints import Endpoint, unspecified
 from ftpproxy.intercept.interceptor import Gate, GateError, PortRange
 from ftpproxy.intercept.linux import RedirectGate, TproxyGate
-from ftpproxy.netfilter import Elements, load_table, remove_table
+from ftpproxy.netfilter import Elements
 from ftpproxy.paths import Await, Call
+from ftpproxy.table import load_table, remove_table
 
 from .namespaces import FAMILIES, Family, Namespace, World, accept, connect, connected, listen, name, peer, talk, world
 
@@ -102,7 +103,7 @@ def in_maps(gateway: Namespace) -> list[str]:
     """The names of our maps, once for each element in them."""
     listed = json.loads(gateway.run("nft", "-j", "list", "table", "inet", "ftpproxy"))["nftables"]
     maps = [item["map"] for item in listed if "map" in item]
-    assert len(maps) == 6
+    assert len(maps) == 8
     return [one["name"] for one in maps for _ in one.get("elem", [])]
 
 

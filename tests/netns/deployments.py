@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
@@ -53,11 +53,12 @@ class Deployment:
     Another server gets another lab: vsftpd, at whose port 20 another program left a connection in TIME_WAIT, dies.
     """
 
-    def __init__(self, kind: str, server: str | None, *more: str) -> None:
+    def __init__(self, kind: str, server: str | None, *more: str, planes: Sequence[str] = ("relay",)) -> None:
         """`kind` of `KINDS`; `server` of `SERVERS` or none at all; `more` lines for the proxy's `[[service]]`."""
         self.kind = kind
         self._server_name = server
         self._more = more
+        self._planes = planes
         self._stack = ExitStack()
         self._server: FtpServer | None = None
         self.lab: Lab
@@ -73,11 +74,12 @@ class Deployment:
                     [f"{self.site(version).authority}:21" for version in (4, 6)],
                     [f"{Site(self.lab.server.address(version), version).authority}:21" for version in (4, 6)],
                     *self._more,
+                    planes=self._planes,
                 )
             else:
                 self.lab = stack.enter_context(Lab(Topology.CLIENT_NAT))
                 self.gateway = self.lab.gateways["client"]
-                config = forward(self.gateway, self.kind, *self._more)
+                config = forward(self.gateway, self.kind, *self._more, planes=self._planes)
             if self._server_name is not None:
                 self._server = stack.enter_context(FtpServer(self._server_name, self.lab.server))
             self.proxy = stack.enter_context(Proxy(self.gateway, config))

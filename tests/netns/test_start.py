@@ -61,8 +61,8 @@ def test_a_second_start_leaves_the_first_in_peace(lab: Lab, tmp_path: Path) -> N
             done = serve(gateway, tmp_path / "second.toml", other)
             assert done.returncode == 69
             assert done.stderr == (
-                'ftpproxy: another ftpproxy with a "redirect" service runs in this network namespace;'
-                " put the services into one file, or stop it first\n"
+                'ftpproxy: another ftpproxy with a "redirect" service or the plane "nft" runs in this network'
+                " namespace; put the services into one file, or stop it first\n"
             )
         outcomes = run(lab.client, lab.dialled, server, transfers)
         assert [outcomes[transfer].error for transfer in transfers] == [""] * len(transfers)

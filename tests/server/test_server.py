@@ -39,6 +39,8 @@ class IdlePath:
 
     def start(self, direction: Direction) -> None: ...
 
+    def settle(self) -> None: ...
+
     def close(self) -> Tally | None:
         self.closed = True
         return self.tally

@@ -35,6 +35,8 @@ class ScriptedPath:
     def start(self, direction: Direction) -> None:
         self._asked.append(f"start {direction}")
 
+    def settle(self) -> None: ...
+
     def close(self) -> None:
         self._asked.append("close")
 

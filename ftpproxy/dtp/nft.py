@@ -1,0 +1,386 @@
+"""The kernel carries: a data plane of nftables elements.  No octet of a data connection enters this process.
+
+A data connection with one awaited leg and one called one is two address translations, whoever calls:
+
+    passive   client calls orig_server:N  ->  goes to server:p,  as coming from proxy
+    active    server calls proxy:N        ->  goes to client:p,  as coming from orig_server[:20]
+
+So a path is a handful of elements of our table (`ftpproxy.table` has the rules that look at them): `carried` and `once`
+under (caller, called address, called port), `called` or `pinned` for the way out, and four counters under the first
+key.  All stand when `open` returns.  Nobody is dialled: the path is ready at once, and whether the other end answers
+is seen by the caller itself.
+
+**Ports.**  The key has the caller's address, so one port serves any number of clients at once; a port is taken only if
+the same caller is awaited, or counted, at the same address and port (NLM_F_EXCL).  Where two paths lead the same caller
+to the same port of the same server, they share the element for the way out.
+
+**Accounting.**  The kernel counts packets and their octets from the IP header on.  Less 52 octets of headers a packet
+(IPv6: 72), which is IP, TCP and the time stamp option that every system in use has, that is the payload; SYN|ACK has 8
+more.  Retransmissions count, and peers without time stamps are under-estimated by 12 octets a packet, so the tally says
+that it is not exact.  The direction in which nothing is transferred is counted as nothing: it has acknowledgements
+only, whose options would look like octets.
+
+**Ends.**  The kernel does not tell.  The counters are looked at, seldom while octets flow (so that the session is known
+to be busy), at once when the server has said its last word about the transfer (`settle`), and then every second, as the
+server's last octets may still be on their way to a slow client.  It is over when the sender's FIN or RST has come by,
+for all that it sent has come by before; or when the receiver's has and nothing moves any more (a reset is not
+answered), or when nothing has moved for long.
+
+What this plane cannot do: end a connection.  Removing elements leaves running flows alone, which is what lets them
+survive this process; it also means that `close` keeps new calls out and nothing else.  Packets that a flowtable of the
+administrator's forwards pass no chain and are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ..endpoints import ANY_PORT, Endpoint, IPAddress, Side
+from ..intercept.interceptor import PortRange
+from ..netfilter import ELEMENT_SECONDS, Count, Element, Elements, called, carried, of_path
+from ..paths import Await, Call, Direction, PathSpec, Tally
+from ..sockets import is_ours
+from ..switchboard import Switchboard
+from .plane import PathOwner, Refused
+
+__all__ = ["NftPath", "NftPlane"]
+
+HEADERS = {4: 52, 6: 72}
+"""Octets of each packet that are not payload, by IP version."""
+MORE_IN_SYN = 8
+"""Octets of options that SYN|ACK has more."""
+
+MOST_TRIES = 500
+"""How many ports one path tries before it gives up."""
+QUIET = {False: 60.0, True: 2.0}
+"""Seconds without an octet after which a settled transfer is over, by whether an end of the receiver's was seen.  Where
+not, a client may just be slow to read what the server's kernel still holds."""
+COUNTERS = ("forth", "back", "forth_end", "back_end")
+SELDOM = 10.0
+"""Seconds between two looks at the counters of a transfer, at most."""
+DATA_SETUP = 120.0
+DATA_IDLE = 900.0
+
+
+def _halves(spec: PathSpec) -> tuple[Side, Await, Call] | None:
+    """The awaited leg with its side, and the called one; None if they are not one each."""
+    client, server = spec.client, spec.server
+    if isinstance(client, Await) and isinstance(server, Call):
+        return Side.CLIENT, client, server
+    if isinstance(server, Await) and isinstance(client, Call):
+        return Side.SERVER, server, client
+    return None
+
+
+class NftPath:
+    """One data connection that the kernel carries.  Made by `NftPlane.open`."""
+
+    ready = True
+    reports_end = False
+
+    def __init__(
+        self,
+        plane: NftPlane,
+        owner: PathOwner,
+        caller: Side,
+        peer: IPAddress,
+        at: Endpoint,
+        standing: tuple[Element, ...],
+        out: Element,
+    ) -> None:
+        """`standing` lead the caller's one call; `out` is its way out, which may be shared."""
+        self.announced: Mapping[Side, Endpoint] = {caller: at}
+        self._plane = plane
+        self._owner = owner
+        self._caller = caller
+        self._version = peer.version
+        self._standing = standing
+        self._out: Element | None = out
+        self.counters = plane.counters(peer, at)
+        self._counted = [Count()] * len(COUNTERS)  # of counters that were replaced since
+        self._last = [Count()] * len(COUNTERS)
+        self._reloads = self._reloads_before = plane.elements.reloads
+        self._direction: Direction | None = None
+        now = plane.board.now
+        self._set_up_at = self._begun_at = self._moved_at = now
+        self._renew_at = now + plane.seconds / 2
+        self._look_at = now + SELDOM
+        self._up = False
+        self._reported = False
+        self._settled = False
+        self._over = False
+
+    def start(self, direction: Direction) -> None:
+        now = self._plane.board.now
+        if self._direction is not None:  # another file of the same connection (MODE B)
+            self._settled = False
+        self._direction = direction
+        self._set_up_at = self._begun_at = self._moved_at = self._look_at = now
+
+    def settle(self) -> None:
+        if self._over or self._settled:
+            return
+        self._settled = True
+        self._look()
+        if not self._up:  # came and went while the table was gone, perhaps
+            self._plane.elements.check()
+            self._up = self._plane.elements.reloads != self._reloads_before
+        self._stop_awaiting()
+        if not self._up or self._ended:
+            self._plane.board.soon(self._conclude, self.crashed)
+
+    def close(self) -> Tally | None:
+        if self._over:
+            return None
+        try:
+            self._look()
+        finally:
+            self._let_go()
+        if not self._up:
+            return None
+        return self._tally(None, "" if self._settled or self._ended else "cut short")
+
+    def crashed(self, error: Exception) -> None:
+        """Something in here went wrong."""
+        self._end(None, f"internal error: {error!r}")
+
+    # The counters
+
+    @property
+    def _ended(self) -> bool:
+        """The sender's end has come by; where none is known, both have."""
+        ends = self._ends()
+        return all(ends.values()) if self._direction is None else ends[self._direction.sender]
+
+    def _ends(self) -> dict[Side, bool]:
+        return {self._caller: self._total(2).packets > 0, self._caller.peer: self._total(3).packets > 0}
+
+    def _total(self, which: int) -> Count:
+        before, last = self._counted[which], self._last[which]
+        return Count(before.packets + last.packets, before.octets + last.octets)
+
+    def _look(self) -> None:
+        """Read the counters."""
+        elements = self._plane.elements
+        before = self._payload()
+        read = elements.read(*self.counters)
+        if elements.reloads != self._reloads or any(now < then for now, then in zip(read, self._last, strict=True)):
+            self._reloads = elements.reloads  # the table was flushed: they began again
+            self._begin_again()
+        self._last = read
+        if read[0].packets and not self._up:
+            self._up = True
+            self._moved_at = self._plane.board.now
+        if self._payload() != before:
+            self._moved_at = self._plane.board.now
+
+    def _begin_again(self) -> None:
+        self._counted = [self._total(which) for which in range(len(COUNTERS))]
+        self._last = [Count()] * len(COUNTERS)
+
+    def _renew(self, now: float) -> None:
+        """Counters must not time out before the transfer.  (Linux changes the time of an element only since 6.12.)"""
+        self._begin_again()
+        self._plane.elements.remove(*self.counters)
+        self._plane.elements.add(*self.counters)
+        self._renew_at = now + self._plane.seconds / 2
+
+    # The clock
+
+    def sweep(self, now: float) -> None:
+        """Look whether something has happened."""
+        if self._over or (now < self._look_at and not self._settled):
+            return
+        self._look()
+        # Soon at first, seldom when it has lasted.
+        self._look_at = now + (SELDOM if self._direction is None else min(SELDOM, now - self._begun_at))
+        if self._up:
+            self._sweep_carrying(now)
+        elif now - self._set_up_at > self._plane.data_setup:
+            caller = self._caller
+            self._end(None, f"no data connection came from the {caller} within {self._plane.data_setup:g} s")
+
+    def _sweep_carrying(self, now: float) -> None:
+        if not self._reported:
+            self._reported = True
+            self._stop_awaiting()
+            for side in Side:
+                self._owner.connected(self, side)
+                if self._over:
+                    return
+        if self._ended or (self._settled and now - self._moved_at >= QUIET[any(self._ends().values())]):
+            self._end(None, "")
+        elif now - self._moved_at > self._plane.data_idle:
+            sender = self._direction.sender if self._direction is not None else Side.CLIENT
+            self._end(sender, f"idle for {self._plane.data_idle:g} s")
+        elif now >= self._renew_at:
+            self._renew(now)
+
+    # The end
+
+    def _conclude(self, now: float) -> None:
+        """Settled, and nothing more will come."""
+        if not self._over and self._settled:
+            self._end(None, "" if self._up else f"no data connection came from the {self._caller}")
+
+    def _end(self, failed: Side | None, why: str) -> None:
+        if self._over:
+            return
+        self._let_go()
+        if self._up:
+            self._owner.finished(self, self._tally(failed, why))
+        else:
+            self._owner.failed(self, why)
+
+    def _tally(self, failed: Side | None, why: str) -> Tally:
+        octets = self._payload()
+        seconds = max(0.0, self._moved_at - self._begun_at)
+        return Tally(octets[Side.SERVER], octets[Side.CLIENT], seconds, exact=False, failed=failed, reason=why)
+
+    def _payload(self) -> dict[Side, int]:
+        """The octets that each side has sent."""
+        headers = HEADERS[self._version]
+        forth, back = self._total(0), self._total(1)
+        octets = {
+            self._caller: max(0, forth.octets - headers * forth.packets),
+            self._caller.peer: max(0, back.octets - headers * back.packets - MORE_IN_SYN),
+        }
+        if self._direction is not None:
+            octets[self._direction.sender.peer] = 0
+        return octets
+
+    def _stop_awaiting(self) -> None:
+        """The call has come, or must not come any more."""
+        if self._out is not None:
+            out, self._out = self._out, None
+            self._plane.take_down(self._standing, out)
+
+    def _let_go(self) -> None:
+        self._over = True
+        self._plane.forget(self)
+        self._stop_awaiting()
+        self._plane.elements.remove(*self.counters)
+
+
+class NftPlane:
+    """Data connections through the kernel, for peers beyond this machine.  Needs our table and CAP_NET_ADMIN.
+
+    See `DataPlane`; times are in seconds.  `elements` may be shared with gates of this process and stays its maker's to
+    close.  An element lives `seconds` if nobody removes it: more than a data connection may take to come up.
+    """
+
+    name = "nft"
+
+    def __init__(
+        self,
+        elements: Elements,
+        ports: PortRange,
+        board: Switchboard,
+        *,
+        data_setup: float = DATA_SETUP,
+        data_idle: float = DATA_IDLE,
+        seconds: float = ELEMENT_SECONDS,
+    ) -> None:
+        self.elements = elements
+        self.board = board
+        self.data_setup = data_setup
+        self.data_idle = data_idle
+        self.seconds = seconds
+        self._ports = ports
+        self._paths: dict[NftPath, None] = {}
+        self._ways_out: dict[tuple[int, bytes], tuple[Element, int]] = {}  # by version and key, with their users
+        self._closed = False
+        board.sweep(self._sweep, _sweep_crashed)
+
+    def __len__(self) -> int:
+        """Paths that are being prepared or carried."""
+        return len(self._paths)
+
+    def carries(self, spec: PathSpec) -> bool:
+        """One leg awaited, one called, and all of one family."""
+        if (halves := _halves(spec)) is None:
+            return False
+        _, leg, call = halves
+        return len({host.version for host in (leg.at.host, leg.peer, call.to.host, call.source.host)}) == 1
+
+    def open(self, spec: PathSpec, owner: PathOwner) -> NftPath | Refused:
+        halves = _halves(spec)
+        if halves is None or not self.carries(spec):
+            return Refused("the kernel carries between one awaited and one called leg of one address family")
+        if self._closed:
+            return Refused("the plane is closed")
+        caller, leg, call = halves
+        for host in (leg.peer, call.to.host):
+            if is_ours(host):  # what this machine sends passes no prerouting, what it receives no postrouting
+                return Refused(f"{host} is this machine itself; the kernel carries only what is forwarded")
+        out = called(leg.peer, call.to, call.source, seconds=self.seconds)
+        try:
+            return self._open(caller, leg, call.to, out, owner)
+        except PermissionError:
+            return Refused("changing nftables needs CAP_NET_ADMIN: run this as root, or give it the capability")
+        except OSError as error:
+            return Refused(str(error))
+
+    def _open(self, caller: Side, leg: Await, to: Endpoint, out: Element, owner: PathOwner) -> NftPath | Refused:
+        place = leg.at.host.version, out.key
+        shared, users = self._ways_out.get(place, (None, 0))
+        if shared is not None and shared != out:
+            return Refused(f"{leg.peer} is being led to {to} already, under another address")
+        if shared is not None:
+            self.elements.remove(out)  # and again below: its time begins anew
+        for port in self._candidates(leg.at.port):
+            at = leg.at.at(port)
+            once = of_path("once", leg.peer, at, seconds=self.seconds)
+            standing = (once, carried(leg.peer, at, to, seconds=self.seconds))
+            try:
+                self.elements.add(*standing, *self.counters(leg.peer, at), out)
+            except FileExistsError:
+                continue
+            self._ways_out[place] = out, users + 1
+            path = NftPath(self, owner, caller, leg.peer, at, standing, out)
+            self._paths[path] = None
+            return path
+        if shared is not None:
+            self.elements.add(out)
+        if leg.at.port != ANY_PORT:
+            return Refused(f"{leg.peer} is awaited at {leg.at} already")
+        return Refused(f"no port is left for {leg.peer} in {self._ports}; more data_ports are needed")
+
+    def _candidates(self, wanted: int) -> Iterator[int]:
+        return iter((wanted,)) if wanted != ANY_PORT else self._ports.once_round(MOST_TRIES)
+
+    def counters(self, peer: IPAddress, at: Endpoint) -> tuple[Element, ...]:
+        """Of the connection of `peer` to `at`: `COUNTERS`."""
+        return tuple(of_path(kind, peer, at, seconds=self.seconds) for kind in COUNTERS)
+
+    def take_down(self, standing: tuple[Element, ...], out: Element) -> None:
+        """Keep calls out.  `standing` begins with `once`, which the call has taken away if it came."""
+        place = int(out.map[-1]), out.key
+        _, users = self._ways_out[place]
+        once, *others = standing
+        if users > 1:
+            self._ways_out[place] = out, users - 1
+        else:
+            del self._ways_out[place]
+            others.append(out)
+        self.elements.remove(once)
+        self.elements.remove(*others)
+
+    def close(self) -> None:
+        self._closed = True
+        self.board.unsweep(self._sweep)
+        for path in list(self._paths):
+            path.close()
+
+    def forget(self, path: NftPath) -> None:
+        """The path is over."""
+        self._paths.pop(path, None)
+
+    def _sweep(self, now: float) -> None:
+        for path in list(self._paths):
+            if path in self._paths:
+                self.board.guard(path.sweep, now, path.crashed)
+
+
+def _sweep_crashed(error: Exception) -> None:
+    """Nothing to end: each path is guarded by itself."""

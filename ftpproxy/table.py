@@ -1,0 +1,181 @@
+"""Our nftables table as text: what its rules say, and how it comes and goes.
+
+The rules never change while a process runs, so the table is loaded once, by the `nft` program; what comes and goes with
+every transfer are elements (`ftpproxy.netfilter`).  nft/plane.nft has the same text to be read.
+
+**Sockets of ours** (`awaited`, `called`, `pinned`): a peer is led to a listener, a call gets a foreign address.
+
+**Carried by the kernel** (`dtp/nft.py`): a data connection is destination NAT for its caller, `carried`, and source
+NAT, `called` or `pinned`, on the way out.  The caller may call once: its first packet takes the element of `once` away,
+and without that there is no `carried`.  (NAT chains see the first packet of a connection only, so none of this stands
+in the way of octets.)  What follows is counted, by caller and called address:
+
+* `forth`, what the caller sends, in prerouting before destination NAT; not the SYN, which has no NAT status yet;
+* `back`, what it is sent, in postrouting behind source NAT, when the addresses are again those that it called;
+* `forth_end` and `back_end`, those of them with FIN or RST.
+
+There the key is that of `carried`, which no two connections share; in a forward chain it would be the server's port,
+which servers with few ports give to several connections at once.  (nft 1.0 has no name for "the original destination
+port" in a key.)  Other packets pay for a look at their NAT status.
+
+* The priorities are one before the administrator's own dstnat and srcnat chains: in NAT hooks the first match
+  wins, and his masquerade would otherwise give our calls the wrong address.
+* The table holds no policy.  Where the administrator drops what he does not know, `ct status dnat accept` in his
+  forward chain lets mapped connections through; what ends at a socket of ours passes his input chain.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import subprocess
+
+from .netfilter import TABLE, NetfilterError, NoPermission
+
+__all__ = ["PLANE_TABLE", "Claim", "load_table", "remove_table"]
+
+# The first two lines make loading idempotent: whatever a killed process left is taken over, in one transaction.
+PLANE_TABLE = """\
+table inet ftpproxy {}
+delete table inet ftpproxy
+table inet ftpproxy {
+	# Peers led to sockets of ours, and calls of ours in another's name.
+	map awaited4 { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr . inet_service; flags timeout; }
+	map awaited6 { type ipv6_addr . ipv6_addr . inet_service : ipv6_addr . inet_service; flags timeout; }
+	map called4 { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr; flags timeout; }
+	map called6 { type ipv6_addr . ipv6_addr . inet_service : ipv6_addr; flags timeout; }
+	map pinned4 { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr . inet_service; flags timeout; }
+	map pinned6 { type ipv6_addr . ipv6_addr . inet_service : ipv6_addr . inet_service; flags timeout; }
+
+	# Data connections that the kernel carries: caller . called address . called port.
+	map carried4 { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr . inet_service; flags timeout; }
+	map carried6 { type ipv6_addr . ipv6_addr . inet_service : ipv6_addr . inet_service; flags timeout; }
+	set once4 { type ipv4_addr . ipv4_addr . inet_service; flags dynamic, timeout; size 65535; }
+	set once6 { type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeout; size 65535; }
+	set forth4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
+	set forth6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
+	set back4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
+	set back6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
+	set forth_end4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
+	set back_end4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
+	set forth_end6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
+	set back_end6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
+
+	chain prerouting {
+		type nat hook prerouting priority dstnat - 1; policy accept;
+		ip saddr . ip daddr . tcp dport @once4 delete @once4 { ip saddr . ip daddr . tcp dport } \\
+			dnat ip to ip saddr . ip daddr . tcp dport map @carried4
+		ip6 saddr . ip6 daddr . tcp dport @once6 delete @once6 { ip6 saddr . ip6 daddr . tcp dport } \\
+			dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
+		dnat ip to ip saddr . ip daddr . tcp dport map @awaited4
+		dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @awaited6
+	}
+	chain postrouting {
+		type nat hook postrouting priority srcnat - 1; policy accept;
+		snat ip to ip saddr . ip daddr . tcp dport map @pinned4
+		snat ip to ip saddr . ip daddr . tcp dport map @called4
+		snat ip6 to ip6 saddr . ip6 daddr . tcp dport map @pinned6
+		snat ip6 to ip6 saddr . ip6 daddr . tcp dport map @called6
+	}
+
+	# Nothing but counting, at the two places where a packet has the addresses that the caller knows.
+	chain forth {
+		type filter hook prerouting priority mangle - 1; policy accept;
+		ct status dnat ct direction original meta l4proto tcp jump count_forth
+	}
+	chain back {
+		type filter hook postrouting priority srcnat + 1; policy accept;
+		ct status dnat ct direction reply meta l4proto tcp jump count_back
+	}
+	chain count_forth {
+		ip saddr . ip daddr . tcp dport @forth4 \\
+			tcp flags & (fin | rst) != 0 ip saddr . ip daddr . tcp dport @forth_end4
+		ip6 saddr . ip6 daddr . tcp dport @forth6 \\
+			tcp flags & (fin | rst) != 0 ip6 saddr . ip6 daddr . tcp dport @forth_end6
+	}
+	chain count_back {
+		ip daddr . ip saddr . tcp sport @back4 \\
+			tcp flags & (fin | rst) != 0 ip daddr . ip saddr . tcp sport @back_end4
+		ip6 daddr . ip6 saddr . tcp sport @back6 \\
+			tcp flags & (fin | rst) != 0 ip6 daddr . ip6 saddr . tcp sport @back_end6
+	}
+}
+"""
+
+
+class Claim:
+    """The right to our table, which one process in a network namespace has: a second one would wipe out the elements
+    of the first, and with the table its data connections.
+
+    It is a bound socket with an abstract name (unix(7)): the kernel scopes such names to the network namespace, as it
+    does tables, and forgets them when their process ends in whatever way.  Raises `NetfilterError` where another
+    process has it.
+    """
+
+    NAME = b"\0ftpproxy"
+
+    def __init__(self) -> None:
+        self._loaded = False
+        self._lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._lock.bind(self.NAME)
+        except OSError as error:
+            self._lock.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise NetfilterError(
+                'another ftpproxy with a "redirect" service or the plane "nft" runs in this network namespace;'
+                " put the services into one file, or stop it first"
+            ) from None
+
+    def load(self) -> None:
+        """`load_table`, and remember to remove it."""
+        load_table()
+        self._loaded = True
+
+    def close(self) -> None:
+        """Remove the table if we loaded it, and give the right back.  Raises `NetfilterError`."""
+        try:
+            if self._loaded:
+                remove_table()
+        finally:
+            self._lock.close()
+
+
+def load_table() -> None:
+    """Load our table, empty; one that is there already (a killed process's) is replaced.
+
+    Runs `nft`, some 30 ms: for the start of a process only, which must have the `Claim`.  Raises `NetfilterError`.
+    """
+    _nft(PLANE_TABLE)
+
+
+def remove_table() -> None:
+    """Remove our table with all its elements; nothing happens where there is none.  Raises `NetfilterError`."""
+    _nft(f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n")
+
+
+def _nft(text: str) -> None:
+    program = shutil.which("nft", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+    if program is None:
+        raise NetfilterError("the program nft was not found; install nftables (Debian: apt install nftables)")
+    done = subprocess.run(
+        [program, "-f", "-"],
+        input=text,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LC_ALL": "C"},
+        check=False,
+    )
+    if done.returncode == 0:
+        return
+    said = " / ".join(line.strip() for line in done.stderr.splitlines() if line.strip(" \t^~"))
+    if "Operation not permitted" in said:
+        raise NoPermission("changing nftables needs CAP_NET_ADMIN: run this as root, or give it the capability")
+    if "cache initialization failed" in said or "Protocol not supported" in said:
+        raise NetfilterError(f"this kernel has no nftables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET; nft: {said})")
+    if "No such file or directory" in said or "not supported" in said:
+        raise NetfilterError(f"this kernel lacks a part of nftables (CONFIG_NFT_NAT, CONFIG_NF_NAT; nft: {said})")
+    raise NetfilterError(f"nft failed with exit code {done.returncode}: {said}")

@@ -1,0 +1,479 @@
+"""The kernel carries: paths of the nft plane on a real kernel, in front of a forward chain that drops the rest."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from attrs import define, field, frozen
+
+from ftpproxy.dtp.nft import COUNTERS, NftPath, NftPlane
+from ftpproxy.dtp.plane import Path as AnyPath
+from ftpproxy.dtp.plane import Refused
+from ftpproxy.endpoints import Endpoint, IPAddress, Side, parse_address
+from ftpproxy.intercept.interceptor import PortRange
+from ftpproxy.netfilter import Elements
+from ftpproxy.paths import Await, Call, Direction, PathSpec, Tally
+from ftpproxy.sockets import close_with_reset
+from ftpproxy.switchboard import Switchboard
+from ftpproxy.table import PLANE_TABLE, load_table, remove_table
+
+from ..intercept.namespaces import FAMILIES, Family, Namespace, World, accept, connect, listen, peer, talk, world
+
+ADMINISTRATOR = """
+table inet filter {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+        ct status dnat accept
+    }
+}
+"""
+PROMISED = 50021
+"""Where the called side listens."""
+WAIT = 5.0
+
+
+def test_the_file_to_be_read_is_what_is_loaded() -> None:
+    text = (Path(__file__).parents[2] / "nft" / "plane.nft").read_text()
+    assert "".join(line for line in text.splitlines(True) if not line.startswith("#")) == PLANE_TABLE
+
+
+@define
+class Owner:
+    """Writes down what it is told."""
+
+    up: list[Side] = field(factory=list)
+    failures: list[str] = field(factory=list)
+    tallies: list[Tally] = field(factory=list)
+
+    def connected(self, path: AnyPath, side: Side) -> None:
+        self.up.append(side)
+
+    def failed(self, path: AnyPath, why: str) -> None:
+        self.failures.append(why)
+
+    def delivered(self, path: AnyPath) -> None:
+        raise AssertionError("the kernel does not tell")
+
+    def finished(self, path: AnyPath, tally: Tally) -> None:
+        self.tallies.append(tally)
+
+
+@frozen
+class Stage:
+    """The plane on the gateway."""
+
+    world: World
+    elements: Elements
+    board: Switchboard
+    plane: NftPlane
+
+    def later(self, seconds: float) -> None:
+        """The sweep, so much later."""
+        self.board.sweep_now(self.board.now + seconds)
+        self.board.turn()
+
+    def open(self, spec: PathSpec) -> tuple[NftPath, Owner]:
+        owner = Owner()
+        path = self.plane.open(spec, owner)
+        assert isinstance(path, NftPath), path
+        return path, owner
+
+    def left(self) -> list[str]:
+        return in_table(self.world.gateway)
+
+
+def in_table(gateway: Namespace) -> list[str]:
+    """The maps and sets of our table, once for each element."""
+    listed = json.loads(gateway.run("nft", "-j", "list", "table", "inet", "ftpproxy"))["nftables"]
+    sets = [item.get("map") or item.get("set") for item in listed if "map" in item or "set" in item]
+    assert len(sets) == 18
+    return [one["name"] for one in sets for _ in one.get("elem", [])]
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[World]:
+    with world() as made:
+        yield made
+
+
+@pytest.fixture
+def stage(three: World) -> Iterator[Stage]:
+    three.gateway.run("nft", "-f", "-", text=ADMINISTRATOR)
+    with three.gateway.inside():
+        load_table()
+        elements = Elements(load_table)
+        elements.check()
+        board = Switchboard()
+        plane = NftPlane(elements, PortRange(20000, 20099), board)
+        yield Stage(three, elements, board, plane)
+        plane.close()
+        elements.close()
+        board.close()
+        left = in_table(three.gateway)
+        remove_table()
+    three.gateway.run("nft", "flush", "ruleset")
+    assert left == []
+
+
+@pytest.fixture(params=FAMILIES, ids=str)
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param  # type: ignore[no-any-return]
+
+
+def passive(family: Family, at: IPAddress | None = None, client: IPAddress | None = None) -> PathSpec:
+    """Forward mode, or with `at` of the gateway's reverse mode."""
+    return PathSpec(
+        client=Await(Endpoint(at or family.server, 0), client or family.client),
+        server=Call(Endpoint(family.server, PROMISED), Endpoint(family.outside, 0)),
+    )
+
+
+def active(family: Family, port: int = 0) -> PathSpec:
+    return PathSpec(
+        client=Call(Endpoint(family.client, PROMISED), Endpoint(family.server, port)),
+        server=Await(Endpoint(family.outside, 0), family.server),
+    )
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, what
+
+
+def refused(namespace: Namespace, to: Endpoint, source: IPAddress) -> bool:
+    """Whether nobody takes that call; what a firewall swallows counts."""
+    with namespace.inside():
+        try:
+            socket.create_connection(to.sockaddr(), timeout=0.3, source_address=(str(source), 0)).close()
+        except OSError:
+            return True
+    return False
+
+
+def carry(source: socket.socket, sink: socket.socket, octets: int) -> None:
+    """So many octets and the end, without a thread: what the sink has not read waits in its own buffer."""
+    chunk = memoryview(bytes(1 << 16))
+    source.setblocking(False)
+    sent = got = 0
+    while got < octets:
+        if sent < octets:
+            try:
+                sent += source.send(chunk[: octets - sent])
+            except BlockingIOError:
+                pass
+            if sent == octets:
+                source.shutdown(socket.SHUT_WR)
+        got += len(sink.recv(1 << 20))
+    if not octets:
+        source.shutdown(socket.SHUT_WR)
+    assert sink.recv(1) == b""
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_a_passive_client_is_carried(stage: Stage, family: Family, mode: str) -> None:
+    """Item 82: the client calls the address it knows, the server sees the proxy's; both addresses as promised."""
+    path, owner = stage.open(passive(family, at=family.inside if mode == "reverse" else None))
+    at = path.announced[Side.CLIENT]
+    assert at.host == (family.inside if mode == "reverse" else family.server)
+    assert path.ready
+    assert not path.reports_end
+    with (
+        listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(stage.world.client, at, family.client) as client,
+        accept(listener) as server,
+    ):
+        assert peer(client) == at
+        assert peer(server).host == family.outside
+        talk(client, server)
+        stage.later(11)
+        assert owner.up == [Side.CLIENT, Side.SERVER]
+        assert sorted(stage.left()) == sorted(f"{name}{family.version}" for name in COUNTERS)
+        path.close()
+        assert stage.left() == []
+        talk(client, server)  # a running connection goes on
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("port", [0, 20])
+def test_an_active_client_is_carried(stage: Stage, family: Family, port: int) -> None:
+    """Items 84, 85: the client is called from the dialled address, from port 20 where that is asked for."""
+    path, _ = stage.open(active(family, port))
+    at = path.announced[Side.SERVER]
+    assert at.host == family.outside
+    with (
+        listen(stage.world.client, Endpoint(family.client, PROMISED)) as listener,
+        connect(stage.world.server, at, family.server) as server,
+        accept(listener) as client,
+    ):
+        assert peer(client).host == family.server
+        assert peer(client).port == 20 or not port
+        talk(client, server)
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_one_call_and_no_second(stage: Stage, family: Family, mode: str) -> None:
+    """Item 132: the first call takes the way in with it, while the path stands and afterwards."""
+    path, _ = stage.open(passive(family, at=family.inside if mode == "reverse" else None))
+    at = path.announced[Side.CLIENT]
+    with (
+        listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(stage.world.client, at, family.client),
+        accept(listener),
+    ):
+        assert refused(stage.world.client, at, family.client)
+        path.close()
+        assert refused(stage.world.client, at, family.client)
+
+
+@pytest.mark.netns
+def test_a_stranger_is_not_carried(stage: Stage, family: Family) -> None:
+    """Item 132: the key has the caller's address; who is not expected does not use up the call of who is."""
+    path, _ = stage.open(passive(family))
+    at = path.announced[Side.CLIENT]
+    with listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener:
+        assert refused(stage.world.client, at, family.second)
+        with connect(stage.world.client, at, family.client) as client, accept(listener) as server:
+            talk(client, server)
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("octets", [0, 1, 1000, 1 << 20, 64 << 20])
+def test_octets_are_counted(stage: Stage, family: Family, direction: Direction, octets: int) -> None:
+    """The tally of a settled path is what was carried, retransmitted segments aside, and nothing the other way."""
+    for spec in (passive(family), active(family)):
+        path, owner = stage.open(spec)
+        path.start(direction)
+        (caller_side,) = path.announced
+        calling, called = (Side.CLIENT, Side.SERVER)[:: 1 if caller_side is Side.CLIENT else -1]
+        hosts = {Side.CLIENT: (stage.world.client, family.client), Side.SERVER: (stage.world.server, family.server)}
+        before = retransmitted(stage.world)
+        with (
+            listen(hosts[called][0], Endpoint(hosts[called][1], PROMISED)) as listener,
+            connect(hosts[calling][0], path.announced[calling], hosts[calling][1]) as first,
+            accept(listener) as second,
+        ):
+            ends = {calling: first, called: second}
+            carry(ends[direction.sender], ends[direction.sender.peer], octets)
+        path.settle()
+        for _ in range(3):
+            stage.later(1)
+        (tally,) = owner.tallies
+        assert stage.left() == []
+        got = tally.octets_down if direction is Direction.DOWN else tally.octets_up
+        more = (retransmitted(stage.world) - before) * 65536  # a segment of a veth may be that large
+        assert octets * 0.99 <= got <= octets * 1.01 + more
+        assert tally.octets_down + tally.octets_up == got
+        assert (tally.exact, tally.failed, tally.reason) == (False, None, "")
+        assert owner.failures == []
+
+
+def retransmitted(world: World) -> int:
+    """Segments that the two ends have sent again."""
+    return sum(
+        int(re.findall(r"TcpRetransSegs +(\d+)", end.run("nstat", "-asz", "TcpRetransSegs"))[0])
+        for end in (world.client, world.server)
+    )
+
+
+@pytest.mark.netns
+def test_a_port_serves_many(three: World, stage: Stage) -> None:
+    """RFC 6056 section 2.3: what tells connections apart is all four numbers; one port is enough for any number of
+    clients, and taken for one that is awaited there already."""
+    family = FAMILIES[0]
+    plane = NftPlane(stage.elements, PortRange(20500, 20501), stage.board)
+    paths = []
+    for client in (family.client, family.second):
+        ports = set()
+        for _ in range(2):
+            path = plane.open(passive(family, client=client), Owner())
+            assert isinstance(path, NftPath), path
+            paths.append(path)
+            ports.add(path.announced[Side.CLIENT].port)
+        assert ports == {20500, 20501}
+        full = plane.open(passive(family, client=client), Owner())
+        assert isinstance(full, Refused)
+        assert "no port is left" in full.why
+    # Both paths of a client lead to one port of the server: they share the way out, until the last is closed.
+    with listen(three.server, Endpoint(family.server, PROMISED)) as listener:
+        for number, path in enumerate(paths):
+            client = (family.client, family.second)[number // 2]
+            with connect(three.client, path.announced[Side.CLIENT], client) as one, accept(listener) as other:
+                assert peer(other).host == family.outside
+                talk(one, other)
+            path.close()
+    plane.close()
+    assert stage.left() == []
+
+
+@pytest.mark.netns
+def test_what_it_does_not_carry(stage: Stage) -> None:
+    """Two awaited legs, two called ones, two families: those are for the relay.  And what is not forwarded at all."""
+    v4, v6 = FAMILIES
+    both = PathSpec(passive(v4).client, active(v4).server)
+    neither = PathSpec(active(v4).client, passive(v4).server)
+    mixed = PathSpec(passive(v4).client, passive(v6).server)
+    for spec in (both, neither, mixed):
+        assert not stage.plane.carries(spec)
+        assert isinstance(stage.plane.open(spec, Owner()), Refused)
+    local = Call(Endpoint(v4.outside, PROMISED), Endpoint(v4.outside, 0))
+    answer = stage.plane.open(PathSpec(passive(v4).client, local), Owner())
+    assert isinstance(answer, Refused)
+    assert "10.77.2.1 is this machine itself" in answer.why
+    assert stage.left() == []
+
+
+@pytest.mark.netns
+def test_nobody_calls(stage: Stage, family: Family) -> None:
+    """Item 98: a path that is not used fails in time, and leaves nothing."""
+    path, owner = stage.open(passive(family))
+    path.start(Direction.DOWN)
+    stage.later(119)
+    assert owner.failures == []
+    stage.later(130)
+    (why,) = owner.failures
+    assert why == "no data connection came from the client within 120 s"
+    assert stage.left() == []
+
+
+@pytest.mark.netns
+def test_a_transfer_that_is_cut(stage: Stage, family: Family) -> None:
+    """A path that is closed while it carries says what it has carried so far; nobody is called any more."""
+    path, owner = stage.open(passive(family))
+    path.start(Direction.UP)
+    with (
+        listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(stage.world.client, path.announced[Side.CLIENT], family.client) as client,
+        accept(listener) as server,
+    ):
+        client.sendall(b"x" * 1000)
+        assert server.recv(2000) == b"x" * 1000
+        tally = path.close()
+        assert tally is not None
+        assert (tally.octets_up, tally.reason) == (1000, "cut short")
+        assert path.close() is None
+        stage.later(100)
+    assert (owner.tallies, owner.failures) == ([], [])
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("direction", Direction)
+def test_a_client_resets_it(stage: Stage, family: Family, direction: Direction) -> None:
+    """Item 93: nobody answers a reset, so the receiver's end is enough when nothing moves any more."""
+    path, owner = stage.open(passive(family))
+    with (
+        listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(stage.world.client, path.announced[Side.CLIENT], family.client) as client,
+        accept(listener),
+    ):
+        path.start(direction)
+        close_with_reset(client)
+    path.settle()
+    stage.board.turn()
+    assert len(owner.tallies) == (direction is Direction.UP)
+    stage.later(1)
+    stage.later(2)
+    assert len(owner.tallies) == 1
+
+
+@pytest.mark.netns
+def test_a_long_transfer_outlives_its_elements(three: World, stage: Stage) -> None:
+    """Counters are renewed before they time out, and what they had counted is kept."""
+    family = FAMILIES[0]
+    plane = NftPlane(stage.elements, PortRange(20500, 20509), stage.board, seconds=600)
+    owner = Owner()
+    path = plane.open(passive(family), owner)
+    assert isinstance(path, NftPath)
+    path.start(Direction.DOWN)
+    with (
+        listen(three.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(three.client, path.announced[Side.CLIENT], family.client) as client,
+        accept(listener) as server,
+    ):
+        for _ in range(4):
+            server.sendall(b"x" * 1000)
+            assert client.recv(2000) == b"x" * 1000
+            stage.later(301)
+            (expires,) = re.findall(
+                r"expires (\d+)m", three.gateway.run("nft", "list", "set", "inet", "ftpproxy", "back4")
+            )
+            assert int(expires) >= 9
+    path.settle()
+    stage.later(1)
+    (tally,) = owner.tallies
+    assert tally.octets_down == 4000
+    plane.close()
+
+
+@pytest.mark.netns
+def test_idle_for_too_long(stage: Stage, family: Family) -> None:
+    """Item 100: a transfer in which nothing moves keeps its session busy for a while, not for ever."""
+    path, owner = stage.open(passive(family))
+    path.start(Direction.DOWN)
+    with (
+        listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(stage.world.client, path.announced[Side.CLIENT], family.client),
+        accept(listener),
+    ):
+        stage.later(1)
+        stage.later(890)
+        assert owner.tallies == []
+        stage.later(20)
+    (tally,) = owner.tallies
+    assert (tally.failed, tally.reason) == (Side.SERVER, "idle for 900 s")
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("noticed_by", ["sweep", "open"])
+def test_a_flush_is_mended(stage: Stage, family: Family, noticed_by: str) -> None:
+    """`nft flush ruleset` takes our table along; it comes back with every path that stood in it."""
+    path, owner = stage.open(passive(family))
+    stage.world.gateway.run("nft", "flush", "ruleset")
+    stage.world.gateway.run("nft", "-f", "-", text=ADMINISTRATOR)
+    if noticed_by == "sweep":
+        stage.elements.check()
+    else:
+        stage.open(passive(family, client=parse_address("10.9.9.9" if family.version == 4 else "fd99::9")))
+    assert stage.elements.reloads == 1
+    with (
+        listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(stage.world.client, path.announced[Side.CLIENT], family.client) as client,
+        accept(listener) as server,
+    ):
+        talk(client, server)
+    assert owner.failures == []
+
+
+@pytest.mark.netns
+def test_another_table_of_our_name(stage: Stage, family: Family) -> None:
+    """A ruleset that was saved with our table in it, and loaded again, is no table of ours: its elements are old."""
+    gateway = stage.world.gateway
+    saved = gateway.run("nft", "list", "ruleset")
+    path, _ = stage.open(passive(family))
+    gateway.run("nft", "flush", "ruleset")
+    gateway.run("nft", "-f", "-", text=saved)
+    stage.elements.check()
+    stage.elements.check()
+    assert stage.elements.reloads == 1
+    assert len(stage.left()) == 7
+    path.close()
+
+
+@pytest.mark.netns
+def test_everything_has_a_time(stage: Stage, family: Family) -> None:
+    """Item 103: what a killed process leaves is gone by itself."""
+    plane = NftPlane(stage.elements, PortRange(20500, 20509), stage.board, seconds=0.3)
+    assert isinstance(plane.open(passive(family), Owner()), NftPath)
+    assert len(stage.left()) == 7
+    until(lambda: stage.left() == [], "elements that outlive their time")
+    plane.close()
