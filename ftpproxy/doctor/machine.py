@@ -168,6 +168,15 @@ class Machine:
         """Whether a call to `host` ends at this machine, as 127.0.0.2 does too.  Raises `CannotLook`."""
         return host.is_unspecified or host.is_loopback or any(host == address for _, address in self.addresses)
 
+    def is_us(self, server: Endpoint) -> bool:
+        """Whether a call to `server` comes to a listener of the configuration.  Raises `CannotLook`."""
+        return any(
+            at.port == server.port
+            and (at.host == server.host or (at.host.is_unspecified and at.host.version == server.host.version))
+            for service in self.config.services
+            for at in service.listen
+        ) and self.ours(server.host)
+
     def way(self, host: IPAddress, mark: int = 0) -> tuple[str, bool]:
         """The interface by which packets to `host` leave, and whether they end here instead; ("", False): no way.
 

@@ -128,8 +128,10 @@ def _own_is_private(service: ServiceConfig) -> Iterator[Finding]:
 def servers(machine: Machine) -> Iterator[Finding]:
     """Each server of a reverse service can be called and greets with 220."""
     for service in machine.config.services:
+        if service.source is not None and not machine.ours(service.source):
+            continue  # a finding already
         for server in service.servers:
-            if problem := _greeting(service, server):
+            if not machine.is_us(server) and (problem := _greeting(service, server)):
                 yield Finding(
                     Severity.HURTS,
                     "server",

@@ -19,30 +19,31 @@ __all__ = ["helper_of_iptables", "helpers", "loops", "taken_before"]
 
 def loops(machine: Machine) -> Iterator[Finding]:
     """The proxy's own calls come back to it."""
-    everywhere = [(other, at) for other in machine.config.services for at in other.listen]
     for service in machine.config.services:
         for server in service.servers:
-            for other, at in everywhere:
-                same = at.host == server.host or (at.host.is_unspecified and at.host.version == server.host.version)
-                if at.port == server.port and same and machine.ours(server.host):
-                    yield Finding(
-                        Severity.HURTS,
-                        "loop",
-                        f'the server {server} is this proxy itself: service "{other.name}" listens at {at}',
-                        "Each session calls the proxy again, until none is left.",
-                        f'servers = ["ADDRESS:{server.port}"]    # the FTP server itself',
-                        service.name,
-                    )
-    for version in sorted({at.host.version for _, at in everywhere}):
-        for rule, sure in machine.ruleset.translated("output", Packet(version=version, port=rules.FTP, local=False)):
-            if sure and rule.table not in OUR_TABLES:
+            if machine.is_us(server):
                 yield Finding(
                     Severity.HURTS,
                     "loop",
-                    f"this machine's own calls to port {rules.FTP} (IPv{version}) are sent elsewhere: {rule.place}",
-                    "The proxy calls servers there: it reaches itself, or a server that the client did not want.",
-                    rule.removal,
+                    f"the server {server} is this proxy itself",
+                    "Each session calls the proxy again, until the limits of the service end it.",
+                    f'servers = ["ADDRESS:{server.port}"]    # the FTP server itself',
+                    service.name,
                 )
+    found: dict[Rule, None] = {
+        rule: None
+        for version in sorted({at.host.version for service in machine.config.services for at in service.listen})
+        for rule, sure in machine.ruleset.translated("output", Packet(version=version, port=rules.FTP, local=False))
+        if sure and rule.table not in OUR_TABLES
+    }
+    for rule in found:
+        yield Finding(
+            Severity.HURTS,
+            "loop",
+            f"this machine's own calls to port {rules.FTP} are sent elsewhere: {rule.place}",
+            "The proxy calls servers there: it reaches itself, or a server that the client did not want.",
+            rule.removal,
+        )
 
 
 def taken_before(machine: Machine) -> Iterator[Finding]:
@@ -53,7 +54,7 @@ def taken_before(machine: Machine) -> Iterator[Finding]:
         found = {
             rule: None
             for packet in arriving(machine, service)
-            for rule, sure in machine.ruleset.translated("prerouting", packet)
+            for rule, sure in machine.ruleset.translated("prerouting", packet, before=rules.TABLE)
             if sure and rule.table not in OUR_TABLES
         }
         for rule in found:

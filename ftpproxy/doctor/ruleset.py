@@ -113,9 +113,11 @@ class Ruleset:
                 return f"{base['family']} {base['table']}, chain {base['name']}"
         return ""
 
-    def translated(self, hook: str, packet: Packet) -> Iterator[tuple[Rule, bool]]:
-        """Rules that may send `packet` elsewhere, and whether they are certain to."""
+    def translated(self, hook: str, packet: Packet, *, before: str = "") -> Iterator[tuple[Rule, bool]]:
+        """Rules that may send `packet` elsewhere before the table `inet BEFORE` sees it, and whether they surely do."""
         for base in self._bases(hook, packet):
+            if base["family"] == "inet" and base["table"] == before:
+                return
             yield from ((rule, sure) for rule, kind, _, sure in self._reached(base, packet) if kind in TRANSLATES)
 
     def helped(self, packet: Packet) -> Iterator[Rule]:
@@ -139,6 +141,7 @@ class Ruleset:
         yield from self._walk(f"{base['family']} {base['table']}", base["name"], packet, True)
 
     def _walk(self, table: str, chain: str, packet: Packet, sure: bool) -> Iterator[tuple[Rule, str, Any, bool]]:
+        other = "ip6" if packet.version == 4 else "ip"
         for rule in self._rules.get((table, chain), ()):
             certain = sure
             for kind, value in _flat(rule.statements):
@@ -152,6 +155,8 @@ class Ruleset:
                         answer = self._equal(table, known_of(value["key"], packet), key)
                         if answer is not False:
                             yield from self._verdict(rule, *only(verdict), packet, certain and answer is True)
+                elif kind in TRANSLATES and isinstance(value, dict) and value.get("family") == other:
+                    break  # "dnat ip to" leaves IPv6 alone
                 elif kind in SILENT:
                     yield rule, kind, value, certain
                 elif kind in ("jump", "goto") or kind in STOPS or kind in TRANSLATES:
