@@ -13,6 +13,9 @@ from .packet import Packet
 
 __all__ = ["arriving", "inside"]
 
+MOST_OF_OURS = 10
+"""So many of the first addresses of a network are asked for; those that are ours, or of nobody, say nothing."""
+
 
 def arriving(machine: Machine, service: ServiceConfig) -> Iterator[Packet]:
     """The first packets of clients, one for each network that they are in."""
@@ -49,4 +52,8 @@ def inside(machine: Machine, network: IPNetwork | None) -> str | None:
     """The interface behind which `network` is; None where that is not clear, as for everybody."""
     if network is None or network.prefixlen == 0:
         return None
-    return machine.way(network[min(1, network.num_addresses - 1)])[0] or None
+    for number in range(min(network.num_addresses, MOST_OF_OURS)):
+        interface, local = machine.way(network[number])
+        if interface and not local:
+            return interface
+    return None

@@ -32,7 +32,7 @@ def kernel_support(machine: Machine) -> Iterator[Finding]:
         return
     text = rules.text(machine.config).replace(rules.TABLE, SCRATCH)
     if "redirect" in kinds:
-        text += netfilter.PLANE_TABLE.replace(f"table inet {netfilter.TABLE} ", f"table inet {SCRATCH}_plane ")
+        text += netfilter.PLANE_TABLE.replace(f"table inet {netfilter.TABLE}", f"table inet {SCRATCH}_plane")
     try:
         refusal = kernel_refuses(machine, text)
     except CannotLook:

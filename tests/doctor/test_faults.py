@@ -36,6 +36,11 @@ NO_WELCOME = r"""
 handle=$(nft -a list chain inet filter input | sed -n 's/.*tcp dport.*20000-29999.*handle //p')
 nft delete rule inet filter input handle $handle
 """
+STRANGERS = """\
+nft add chain inet filter strangers
+nft add rule inet filter strangers meta l4proto tcp reject with tcp reset
+nft insert rule inet filter input iifname != lo tcp dport vmap { 20000-29999 : jump strangers }
+"""
 CLOSE_LAN = r"""
 handle=$(nft -a list chain inet filter input | sed -n 's/.*iifname { "lo", "lan" }.*handle //p')
 nft replace rule inet filter input handle $handle iifname lo accept
@@ -62,7 +67,7 @@ FAULTS = {
     "rules missing": ("tproxy", "nft delete table inet ftpproxy_intercept", "rules.missing"),
     "rules missing, redirect": ("redirect", "nft delete table inet ftpproxy_intercept", "rules.missing"),
     "rules differ": ("tproxy", "nft flush chain inet ftpproxy_intercept prerouting_mangle", "rules.differ"),
-    "rules differ, redirect": ("redirect", "nft add rule inet ftpproxy_intercept prerouting_dstnat drop", "rules.differ"),
+    "rules differ, redirect": ("redirect", "nft add rule inet ftpproxy_intercept prerouting_dstnat drop", "rules.differ"),  # noqa: E501
     "no ip rule": ("tproxy", "ip rule del priority 2121", "policy_route"),
     "no ip rule, IPv6": ("tproxy", "ip -6 rule del priority 2121", "policy_route"),
     "no route": ("tproxy", "ip route flush table 2121", "policy_route"),
@@ -100,16 +105,10 @@ FAULTS = {
     "firewall, reverse": ("reverse", CLOSE_LAN, "firewall"),
     "firewall, in a chain of its own": (
         "reverse",
-        "nft add chain inet filter strangers\n"
-        "nft add rule inet filter strangers meta l4proto tcp reject with tcp reset\n"
-        "nft insert rule inet filter input iifname != lo tcp dport vmap { 20000-29999 : jump strangers }",
+        STRANGERS,
         "firewall",
     ),
 }  # fmt: skip
-UNDO = {
-    "rules differ, redirect": "",
-    "loop by redirect": "nft delete table inet other",
-}
 CLEAN = "nft list tables | grep -q 'inet other' && nft delete table inet other || true"
 """What a line that mends leaves of our breaking: an empty chain."""
 

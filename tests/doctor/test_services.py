@@ -140,15 +140,12 @@ def test_privileges() -> None:
 def test_few_descriptors(wards: Wards) -> None:
     with wards.visit("reverse") as patient:
         process = str(patient.proxy.process.pid)
-        before = subprocess.run(
-            ["prlimit", "--pid", process, "--nofile", "--output=SOFT,HARD", "--noheadings"],
-            capture_output=True, text=True, check=True,
-        ).stdout.split()  # fmt: skip
-        subprocess.run(["prlimit", "--pid", process, "--nofile=512:1000000"], check=True)
+        soft = Path("/proc", process, "limits").read_text().split("Max open files")[1].split()[0]
+        subprocess.run(["prlimit", "--pid", process, "--nofile=512:"], check=True)
         (found,) = patient.findings()
         assert names([found]) == [("descriptors", "worth knowing")]
         assert "512" in found["what"]
-        subprocess.run(["prlimit", "--pid", process, f"--nofile={':'.join(before)}"], check=True)
+        subprocess.run(["prlimit", "--pid", process, f"--nofile={soft}:"], check=True)
 
 
 def test_a_small_table_of_connections(wards: Wards) -> None:
@@ -157,12 +154,10 @@ def test_a_small_table_of_connections(wards: Wards) -> None:
         sessions = min(most // 10 + 1, 100_000)
         if 10 * sessions <= most:
             pytest.skip("this machine has a larger table than any service may want")
-        pid = str(patient.proxy.process.pid)
-        before = Path("/proc", pid, "limits").read_text().split("Max open files")[1].split()[:2]
-        subprocess.run(["prlimit", "--pid", pid, f"--nofile={20 * sessions}:{20 * sessions}"], check=True)
         file = patient.file(patient.config + f"[service.limits]\nsessions = {sessions}\n")
-        assert names(patient.findings(file=file)) == [("conntrack.small", "worth knowing")]
-        subprocess.run(["prlimit", "--pid", pid, f"--nofile={':'.join(before)}"], check=True)
+        # So many sessions want more descriptors than the running proxy has, too.
+        found = names(patient.findings(file=file))
+        assert found == [("conntrack.small", "worth knowing"), ("descriptors", "worth knowing")]
 
 
 def test_a_clock_that_is_behind(wards: Wards) -> None:
@@ -240,7 +235,8 @@ def test_a_server_that_does_not_greet(wards: Wards, greeting: bytes | None, said
 
 def test_a_server_behind_a_firewall(wards: Wards) -> None:
     with wards.visit("reverse") as patient:
-        patient.lab.server.run("nft", "-f", "-", input="table ip f { chain c { type filter hook input priority 0; tcp dport 2121 drop; }; }", check=True)  # fmt: skip
+        drop = "table ip f { chain c { type filter hook input priority 0; tcp dport 2121 drop; }; }"
+        patient.lab.server.run("nft", "-f", "-", input=drop, check=True)
         (found,) = unanswered(patient, 2121)
         patient.lab.server.run("nft", "delete table ip f", check=True)
         assert names([found]) == [("server", "hurts")]
