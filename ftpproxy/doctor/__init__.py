@@ -58,7 +58,7 @@ def examine(config: Config, file: str) -> list[Finding]:
     for title, check in CHECKS:
         try:
             found += check(machine)
-        except CannotLook as error:
+        except (CannotLook, OSError) as error:
             blind.setdefault(str(error), []).append(title)
     found += [
         Finding(Severity.NOT_SEEN, "not_seen", ", ".join(titles), f"{why[0].upper()}{why[1:]}.")

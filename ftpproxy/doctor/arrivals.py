@@ -53,7 +53,6 @@ def inside(machine: Machine, network: IPNetwork | None) -> str | None:
     if network is None or network.prefixlen == 0:
         return None
     for number in range(min(network.num_addresses, MOST_OF_OURS)):
-        interface, local = machine.way(network[number])
-        if interface and not local:
+        if interface := machine.way(network[number])[0]:
             return interface
     return None

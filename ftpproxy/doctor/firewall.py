@@ -14,7 +14,7 @@ from .. import rules
 from ..config.values import ServiceConfig
 from .arrivals import arriving, inside
 from .finding import Finding, Severity
-from .machine import Machine
+from .machine import Machine, words
 from .packet import Packet
 from .redirect import SOMEWHERE
 
@@ -27,48 +27,51 @@ NAMED = 5
 def closed(machine: Machine) -> Iterator[Finding]:
     """Connections that an input chain certainly drops."""
     for service in machine.config.services:
-        span = str(service.data_ports)
-        for who, where, candidates in _calls(machine, service):
-            shut = [(packet, chain) for packet in candidates if (chain := machine.ruleset.closed("input", packet))]
-            if not shut or len(shut) < len(candidates):
-                continue  # of several interfaces outside it is enough that one is open
-            packet, chain = shut[0]
-            marked = packet.mark is not None
-            port = span if where == "data" else str(packet.port)
-            what = "data connections" if where == "data" else "control connections"
-            via = f'iifname "{packet.interface}" ' if packet.interface else ""
-            test = f"meta mark & {rules.MARK:#x} == {rules.MARK:#x}" if marked else f"{via}tcp dport {port}"
+        shut: dict[tuple[str, str, str, str], list[str]] = {}
+        for who, what, candidates in _calls(machine, service):
+            chains = [machine.ruleset.closed("input", packet) for packet in candidates]
+            if chains and all(chains):  # of several interfaces outside it is enough that one is open
+                test = _test(service, what, candidates[0])
+                shut.setdefault((chains[0], what, who, test), []).append(f"IPv{candidates[0].version}")
+        for (chain, what, who, test), versions in shut.items():
             table, _, name = chain.partition(", chain ")
             yield Finding(
                 Severity.HURTS,
                 "firewall",
-                f"{chain} drops the {what} of {who} (IPv{packet.version}, "
-                + ("with the proxy's mark)" if marked else f"port {port})"),
+                f"{chain} drops the {what} connections of {who} ({words(dict.fromkeys(versions))})",
                 "Clients wait until they give up." if who == "clients" else "Active transfers hang and end in 425.",
-                f"nft insert rule {table} {name} {test} accept",
+                f"nft 'insert rule {table} {name} {test} accept'",
                 service.name,
             )
 
 
+def _test(service: ServiceConfig, what: str, packet: Packet) -> str:
+    """The expression that such packets, and no others, pass."""
+    if packet.mark:
+        return f"meta mark & {rules.MARK:#x} == {rules.MARK:#x}"
+    via = f'iifname "{packet.interface}" ' if packet.interface else ""
+    return f"{via}tcp dport {service.data_ports if what == 'data' else packet.port}"
+
+
 def _calls(machine: Machine, service: ServiceConfig) -> Iterator[tuple[str, str, list[Packet]]]:
     """Who calls for what, and the packets of which one at least must come through."""
-    first = service.data_ports.first
+    ends = sorted(set(service.data_ports))
     for packet in arriving(machine, service):
         if service.intercept == "tproxy":
             yield "clients", "control", [evolve(packet, mark=rules.MARK)]
             continue
         if service.intercept == "redirect":
             at = next(each for each in service.listen if each.host.version == packet.version)
-            packet = evolve(packet, port=at.port, local=True, status=frozenset({"dnat"}), mark=0)
-        yield "clients", "control", [evolve(packet, mark=None)]
-        yield "clients", "data", [evolve(packet, port=first, mark=None)]
+            packet = evolve(packet, port=at.port, local=True, status=frozenset({"dnat"}))
+        packet = evolve(packet, unmarked=rules.MARK)
+        yield "clients", "control", [packet]
+        for port in ends:
+            yield "clients", "data", [evolve(packet, port=port)]
     for version in sorted({at.host.version for at in service.listen}):
-        called = [
-            Packet(version=version, port=first, local=True, interface=name)
-            for name in _towards_servers(machine, service, version)
-        ]
-        if called:
-            yield "servers", "data", called
+        interfaces = _towards_servers(machine, service, version)
+        for port in ends:
+            calls = [Packet(version=version, port=port, local=True, interface=name) for name in interfaces]
+            yield "servers", "data", [evolve(call, unmarked=rules.MARK) for call in calls]
 
 
 def _towards_servers(machine: Machine, service: ServiceConfig, version: int) -> list[str]:

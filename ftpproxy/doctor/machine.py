@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -28,7 +28,8 @@ LISTEN = "0A"
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_NET_RAW = 10, 12, 13
 CAP_SYS_PTRACE, CAP_SYS_RESOURCE = 19, 24
 """linux/capability.h"""
-RTN_LOCAL = 2
+RTN_UNICAST, RTN_LOCAL = 1, 2
+"""linux/rtnetlink.h"""
 
 
 @frozen
@@ -178,7 +179,7 @@ class Machine:
         ) and self.ours(server.host)
 
     def way(self, host: IPAddress, mark: int = 0) -> tuple[str, bool]:
-        """The interface by which packets to `host` leave, and whether they end here instead; ("", False): no way.
+        """The interface by which packets to `host` leave, or whether they end here; ("", False): neither.
 
         Raises `CannotLook`.
         """
@@ -192,8 +193,10 @@ class Machine:
                 return "", False
         if not answers:
             return "", False
+        if answers[0]["type"] != RTN_UNICAST:  # broadcast, the anycast address of an IPv6 network, ...
+            return "", answers[0]["type"] == RTN_LOCAL
         index = answers[0].get_attr("RTA_OIF")
-        return (socket.if_indextoname(index) if index else ""), answers[0]["type"] == RTN_LOCAL
+        return (socket.if_indextoname(index) if index else ""), False
 
     # -- the packet filter ----------------------------------------------------------------------------------------
 
@@ -247,7 +250,7 @@ def _endpoint(text: str) -> Endpoint:
     return Endpoint(kind(words), int(port, 16))
 
 
-def words(values: Iterator[Any] | list[Any]) -> str:
+def words(values: Iterable[Any]) -> str:
     """`a, b and c`."""
     *front, last = map(str, values)
     return f"{', '.join(front)} and {last}" if front else last

@@ -31,6 +31,8 @@ class Packet:
     interface: str | None = None
     """It came in by."""
     mark: int | None = None
+    unmarked: int = 0
+    """Bits that its mark does not have, where the others are not known."""
     status: frozenset[str] = frozenset()
     """Of its conntrack entry: `dnat`."""
 
@@ -56,6 +58,8 @@ def known_of(expression: Any, packet: Packet) -> Any:
         return NEVER if NEVER in parts else parts
     if kind == "&":
         left, mask = known_of(value[0], packet), value[1]
+        if value[0] == {"meta": {"key": "mark"}} and packet.mark is None and isinstance(mask, int):
+            return 0 if mask & ~packet.unmarked == 0 else None
         return left & mask if isinstance(left, int) and isinstance(mask, int) else None
     if kind == "payload":
         return _field(value.get("protocol"), value.get("field"), packet)

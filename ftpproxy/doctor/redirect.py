@@ -180,15 +180,17 @@ def _policy(version: int) -> tuple[bool, bool]:
 
     family = rules.FAMILIES[version]
     with IPRoute() as ip:
-        ruled = any(
-            rule.get_attr("FRA_TABLE") == rules.ROUTES and rule.get_attr("FRA_FWMARK") == rules.MARK
-            for rule in ip.get_rules(family=family)
-        )
         try:
-            routed = bool(list(ip.get_routes(family=family, table=rules.ROUTES)))
+            ruled = any(
+                rule.get_attr("FRA_TABLE") == rules.ROUTES and rule.get_attr("FRA_FWMARK") == rules.MARK
+                for rule in ip.get_rules(family=family)
+            )
         except NetlinkError:
-            routed = False
-    return ruled, routed
+            return False, False  # a kernel without that family
+        try:
+            return ruled, bool(list(ip.get_routes(family=family, table=rules.ROUTES)))
+        except NetlinkError:
+            return ruled, False  # there is no such table
 
 
 def listeners(machine: Machine) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ SILENT = {"counter", "log", "mangle", "notrack", "comment", "set", "map", "meter
     f"ct {kind}" for kind in ("helper", "timeout", "expectation")
 }
 """Statements behind which the rule goes on."""
+KNOWN = {"match", "vmap", "jump", "goto", "return", "continue"} | SILENT | STOPS | TRANSLATES
 
 
 @frozen
@@ -118,7 +119,11 @@ class Ruleset:
         for base in self._bases(hook, packet):
             if base["family"] == "inet" and base["table"] == before:
                 return
-            yield from ((rule, sure) for rule, kind, _, sure in self._reached(base, packet) if kind in TRANSLATES)
+            certain = True
+            for rule, kind, _, sure in self._reached(base, packet):
+                if kind in TRANSLATES:
+                    yield rule, sure and certain
+                certain = certain and kind not in STOPS  # where it perhaps ended before
 
     def helped(self, packet: Packet) -> Iterator[Rule]:
         """Rules that may give the kernel's FTP helper to the connection of `packet`."""
@@ -138,7 +143,11 @@ class Ruleset:
 
     def _reached(self, base: dict[str, Any], packet: Packet) -> Iterator[tuple[Rule, str, Any, bool]]:
         """Statements that the packet may meet: rule, kind, value, and whether it is certain to."""
-        yield from self._walk(f"{base['family']} {base['table']}", base["name"], packet, True)
+        for step in self._walk(f"{base['family']} {base['table']}", base["name"], packet, True):
+            yield step
+            _, kind, _, sure = step
+            if sure and (kind in STOPS or kind in ("dnat", "redirect")):
+                return
 
     def _walk(self, table: str, chain: str, packet: Packet, sure: bool) -> Iterator[tuple[Rule, str, Any, bool]]:
         other = "ip6" if packet.version == 4 else "ip"
@@ -161,10 +170,11 @@ class Ruleset:
                     yield rule, kind, value, certain
                 elif kind in ("jump", "goto") or kind in STOPS or kind in TRANSLATES:
                     yield from self._verdict(rule, kind, value, packet, certain)
-                elif kind == "return":
+                if kind in ("return", "goto"):
                     if certain:
                         return
-                else:
+                    sure = False  # whatever follows
+                elif kind not in KNOWN:
                     certain = False  # limit, xt, ...: who knows
 
     def _verdict(

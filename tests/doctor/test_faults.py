@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import pytest
 
+from ..netns.deployments import until
+from ..netns.test_firewall import KINDS as FIREWALLS
+from ..netns.test_firewall import documented, drop_all_but
 from .wards import KINDS, Wards
 
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("operating_theatre")]
@@ -127,6 +130,32 @@ def test_a_fault_is_named_alone_and_its_line_mends_it(wards: Wards, fault: str) 
         patient.gateway.make_way()
 
 
+@pytest.mark.parametrize(("kind", "documented_for"), list(zip(KINDS, FIREWALLS, strict=True)))
+def test_the_documented_firewall_is_enough_and_half_of_it_is_not(wards: Wards, kind: str, documented_for: str) -> None:
+    with wards.visit(kind) as patient:
+        both = documented(documented_for)
+        drop_all_but(patient.gateway, both)
+        assert patient.findings() == []
+        for lines, who in ((both[:1], "servers"), (both[1:], "clients")):
+            drop_all_but(patient.gateway, lines)
+            found = patient.findings()
+            assert {each["name"] for each in found} == {"firewall"}
+            assert all(f"connections of {who} (IPv4 and IPv6)" in each["what"] for each in found)
+            patient.follow(found)
+            assert patient.findings() == []
+        patient.gateway.make_way()
+
+
+def test_half_a_range_is_not_enough(wards: Wards) -> None:
+    with wards.visit("redirect") as patient:
+        drop_all_but(patient.gateway, ["tcp dport 8021 accept", "tcp dport 20000-25000 accept"])
+        assert {(each["name"], each["what"].rpartition(" of ")[2]) for each in patient.findings()} == {
+            ("firewall", "clients (IPv4 and IPv6)"),
+            ("firewall", "servers (IPv4 and IPv6)"),
+        }
+        patient.gateway.make_way()
+
+
 def test_another_policy_rule_that_comes_first(wards: Wards) -> None:
     with wards.visit("tproxy") as patient:
         patient.sh("ip rule add priority 100 fwmark 0x200000/0x200000 unreachable")
@@ -144,9 +173,14 @@ def test_drops_of_a_strict_reverse_path_filter(wards: Wards) -> None:
         patient.sh(sysctl("ipv4/conf/lan/rp_filter", 1))
         assert patient.findings() == []
         client = patient.lab.client
+        lan = patient.sh("cat /sys/class/net/lan/address").strip()
+        # The gateway does not answer such an address that asks for its own (ARP).
+        client.run("ip", "neigh", "replace", "10.77.1.1", "lladdr", lan, "dev", "eth0", "nud", "permanent", check=True)
         client.run("ip", "address", "add", "192.0.2.77/32", "dev", "eth0", check=True)
         client.run("python3", "-c", source, check=True)
+        until(lambda: patient.findings() != [], "the datagram has arrived, and was dropped")
         client.run("ip", "address", "del", "192.0.2.77/32", "dev", "eth0", check=True)
+        client.run("ip", "neigh", "del", "10.77.1.1", "dev", "eth0", check=True)
         (found,) = patient.findings()
         assert (found["name"], found["severity"]) == ("reverse_path.drops", "worth knowing")
         patient.follow([found])

@@ -154,7 +154,7 @@ def test_a_small_table_of_connections(wards: Wards) -> None:
         sessions = min(most // 10 + 1, 100_000)
         if 10 * sessions <= most:
             pytest.skip("this machine has a larger table than any service may want")
-        file = patient.file(patient.config + f"[service.limits]\nsessions = {sessions}\n")
+        file = patient.file(patient.config.replace("sessions = 100", f"sessions = {sessions}"))
         # So many sessions want more descriptors than the running proxy has, too.
         found = names(patient.findings(file=file))
         assert found == [("conntrack.small", "worth knowing"), ("descriptors", "worth knowing")]

@@ -19,6 +19,8 @@ from ftpproxy.lab.proxy import Proxy, forward, reverse
 __all__ = ["KINDS", "Patient", "Wards", "admitted"]
 
 KINDS = ("tproxy", "redirect", "reverse")
+FEW = "limits = { sessions = 100 }"
+"""So that a small machine is large enough."""
 FTPPROXY = f"{sys.executable} -m ftpproxy"
 
 
@@ -94,9 +96,9 @@ def admitted(kind: str, config: str = "") -> Iterator[Patient]:
         server = stack.enter_context(FtpServer(lab.server, b"content"))
         if kind == "reverse":
             servers = [f"{lab.server.address(4)}:21", f"[{lab.server.address(6)}]:21"]
-            good = reverse(map(str, lab.dialled.values()), servers)
+            good = reverse(map(str, lab.dialled.values()), servers, FEW)
         else:
-            good = forward(gateway, kind)
+            good = forward(gateway, kind, FEW)
         yield Patient(lab, gateway, server, stack.enter_context(Proxy(gateway, config or good)))
 
 
