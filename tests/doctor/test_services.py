@@ -64,6 +64,25 @@ def test_nobody_listens(kind: str) -> None:
                 assert names(patient.findings()) == [("listener.foreign", "hurts")]
 
 
+def test_a_good_service_that_clients_call_by_name() -> None:
+    """Gateway mode."""
+    config = """\
+[[service]]
+name = "named"
+mode = "gateway"
+intercept = "none"
+listen = ["10.77.1.1:2121", "[fd77:1::1]:2121"]
+clients = ["10.77.1.0/24", "fd77:1::/64"]
+limits = { sessions = 100 }
+[service.gateway]
+destinations = ["198.51.100.0/24"]
+"""
+    with admitted("redirect", config) as patient:
+        assert patient.findings() == []
+        patient.sh("nft insert rule inet filter input tcp dport 2121 drop")
+        assert names(patient.findings()) == [("firewall", "hurts")]
+
+
 def test_the_maps_were_flushed() -> None:
     with admitted("redirect") as patient:
         patient.sh("nft delete table inet ftpproxy")
@@ -112,12 +131,14 @@ def test_data_ports_of_others(wards: Wards) -> None:
 
 def test_data_ports_that_the_kernel_gives_away(wards: Wards) -> None:
     with wards.visit("redirect") as patient:
-        file = patient.file(patient.config.replace("20000-29999", "20000-40000"))
-        found = patient.findings(file=file)
+        before = patient.sh("cat /proc/sys/net/ipv4/ip_local_port_range")
+        patient.sh("echo 25000 60999 > /proc/sys/net/ipv4/ip_local_port_range")
+        found = patient.findings()
         assert names(found) == [("data_ports.overlap", "worth knowing")]
         patient.follow([found[0] | {"mend": found[0]["mend"].replace("sysctl -w", "sysctl -q -w")}])
-        assert patient.findings(file=file) == []
+        assert patient.findings() == []
         patient.sh("echo > /proc/sys/net/ipv4/ip_local_reserved_ports")
+        patient.sh(f"echo {before.strip()} > /proc/sys/net/ipv4/ip_local_port_range")
 
 
 def test_privileges() -> None:
