@@ -13,8 +13,9 @@ what there is to write and say what to wait for.
                              v
                              send  ->  channels
 
-Backpressure: while more than `MOST_UNSENT` octets wait for either side, neither is read.  Idle time stands
-still while a data connection carries.  Whatever goes wrong in here ends this session and nothing else.
+Backpressure: while more than `MOST_UNSENT` octets wait for the client, neither side is read; while they wait for the
+server, the client is not.  Idle time stands still while a data connection carries.  Whatever goes wrong in here
+ends this session and nothing else.
 """
 
 from __future__ import annotations

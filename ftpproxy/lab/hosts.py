@@ -141,7 +141,7 @@ table inet filter {{
         type filter hook input priority filter; policy drop;
         ct state established,related accept
         iifname {{ "lo", "lan" }} accept
-        meta l4proto {{ icmp, ipv6-icmp }} accept{welcome}
+        meta l4proto {{ 1, 58 }} accept comment "ICMP; a minimal system knows no names"{welcome}
     }}
     chain forward {{
         type filter hook forward priority filter; policy drop;

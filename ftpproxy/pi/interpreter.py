@@ -56,7 +56,7 @@ ABORT_SECONDS = 2.0
 """How long a transfer may be unanswered after its ABOR was."""
 ABORTED_SECONDS = 5.0
 """How long the other answer to an abort may come late."""
-
+PATHS = (Kind.ORDINARY, Kind.TRANSFER)
 CLIENT, SERVER = Side.CLIENT, Side.SERVER
 
 
@@ -248,7 +248,7 @@ class ProtocolInterpreter:
     def _refusal(self, command: Command, kind: Kind) -> Refusal | None:
         if not command.plain:
             return Refusal(500, "Command not understood.")
-        if command.unclean or (b"\0" in command.line and kind not in (Kind.ORDINARY, Kind.TRANSFER)):
+        if command.unclean or (b"\0" in command.line and (kind not in PATHS or command.verb == b"HOST")):
             return Refusal(501, "The command line contains CR or NUL.")
         return self._filter.judge(command)
 
@@ -437,9 +437,9 @@ class ProtocolInterpreter:
             buffer, out, ended = self._replies.take_rest(), self._dialogue.client_out, self._server_ended
         try:
             if buffer:
-                out.append(Chunk(passage.from_client(buffer) if side is CLIENT else buffer))
+                out.append(Chunk(passage.carry(side, buffer)))
         except PlainText:
-            self._hang_up("the client sent plain text behind AUTH")
+            self._hang_up(f"the {side} sent plain text behind AUTH")
         if ended:
             self._hang_up(f"the {side} closed")
         return Need.DATA

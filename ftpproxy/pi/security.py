@@ -1,33 +1,39 @@
 """What is left to do for a session whose ends speak TLS, or another mechanism of RFC 2228, with each other.
 
 After the server's 234 (RFC 4217 section 4) or 334 (RFC 2228 section 3) both directions pass as they are.  One thing is
-still looked at: a client that was promised a TLS handshake has to begin one.  Plain text in its place, sent along with
-AUTH or behind it, is an injection by somebody in between, or a client that wants us not to look.
+still looked at: where a TLS handshake was agreed, each side has to go on with one.  Plain text in its place, sent along
+with AUTH or its answer or behind them, is an injection by somebody in between, or by an end that wants us not to look.
 """
 
 from __future__ import annotations
 
+from ..endpoints import Side
+
 __all__ = ["Passage", "PlainText"]
 
-TLS_RECORD = b"\x16\x03"
-"""How a TLS handshake begins (RFC 8446 section 5.1)."""
+BEGINNINGS = {Side.CLIENT: (b"\x16\x03",), Side.SERVER: (b"\x16\x03", b"\x15\x03")}
+"""The first octets of a TLS record that may come first: a handshake, or the server's alert (RFC 8446 section 5.1)."""
 
 
 class PlainText(Exception):
-    """The client goes on in plain text where TLS was agreed."""
+    """A side goes on in plain text where TLS was agreed."""
 
 
 class Passage:
     """The unread rest of a control connection.  `code` is the server's reply to AUTH."""
 
-    __slots__ = ("_expected",)
+    __slots__ = ("_begun",)
 
     def __init__(self, code: int) -> None:
-        self._expected = TLS_RECORD if code == 234 else b""
+        self._begun: dict[Side, bytes | None] = dict.fromkeys(Side, b"" if code == 234 else None)
+        """What each side has said so far; None once it is known to be TLS, or may be anything."""
 
-    def from_client(self, octets: bytes) -> bytes:
-        """What the client sent, unchanged.  Raises `PlainText`."""
-        expected, self._expected = self._expected, self._expected[len(octets) :]
-        if octets[: len(expected)] != expected[: len(octets)]:
-            raise PlainText
+    def carry(self, side: Side, octets: bytes) -> bytes:
+        """What `side` sent, unchanged.  Raises `PlainText`."""
+        begun = self._begun[side]
+        if begun is not None:
+            begun = (begun + octets)[:2]
+            if not any(beginning.startswith(begun) for beginning in BEGINNINGS[side]):
+                raise PlainText
+            self._begun[side] = begun if len(begun) < 2 else None
         return octets

@@ -43,7 +43,7 @@ def drop_all_but(gateway: Gateway, lines: list[str]) -> None:
             "type filter hook input priority filter; policy drop;",
             "ct state established,related accept",
             'iifname "lo" accept',
-            "meta l4proto { icmp, ipv6-icmp } accept",
+            "meta l4proto { 1, 58 } accept",  # ICMP of both families
             *lines,
             "}",
             "chain forward { type filter hook forward priority filter; policy drop; }",
