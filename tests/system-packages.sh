@@ -17,6 +17,7 @@ if [ "${1:-}" = peers ]; then
     need wget wget
     need lftp lftp
     need gcc gcc
+    need sysctl procps
 fi
 
 [ ${#missing[@]} -eq 0 ] && exit 0

@@ -162,12 +162,12 @@ def policy_routes(machine: Machine) -> Iterator[Finding]:
             )
         if not routed:
             mend.append(f"{ip} route replace local default dev lo table {rules.ROUTES}")
-        lacking = words(["rule"] * (not ruled) + ["route"] * (not routed)) if mend else ""
+        lacking = words(["no `ip rule`"] * (not ruled) + ["no route"] * (not routed)) if mend else ""
         yield Finding(
             Severity.HURTS,
             "policy_route",
             f"IPv{version} packets with the mark {rules.MARK:#x} are not routed to this machine: "
-            + (f"the {lacking} for it is missing" if lacking else "another `ip rule` comes first"),
+            + (f"there is {lacking} for it" if lacking else "another `ip rule` comes first"),
             "TPROXY gives packets to the proxy by this mark; without the route they go past it.",
             "\n".join(mend) or f"{ip} rule show",
         )

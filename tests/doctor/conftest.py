@@ -12,7 +12,7 @@ from ftpproxy.lab.network import sweep
 
 from .wards import Wards
 
-NEEDED = ("ip", "nft", "unshare", "setpriv", "prlimit")
+NEEDED = ("ip", "nft", "unshare", "setpriv", "prlimit", "sysctl")
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,16 @@ def test_a_good_gateway_has_nothing(wards: Wards, kind: str) -> None:
         assert (done.returncode, done.stdout) == (0, f"{patient.proxy.file}: 1 service, nothing found\n")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_look_changes_nothing(wards: Wards, kind: str) -> None:
+    everything = "nft -a list ruleset; for f in -4 -6; do ip $f rule; ip $f route show table all | sort; done; ss -Hltn"
+    everything += "; cat /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv?/ip_nonlocal_bind"
+    with wards.visit(kind) as patient:
+        before = patient.sh(everything)
+        patient.doctor()
+        assert patient.sh(everything) == before
+
+
 def sysctl(name: str, value: int) -> str:
     return f"echo {value} > /proc/sys/net/{name}"
 

@@ -22,7 +22,7 @@ NOTHING = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 FINDING = Finding(
     Severity.HURTS,
     "policy_route",
-    "IPv6 packets with the mark 0x200000 are not routed to this machine: the rule and route for it is missing",
+    "IPv6 packets with the mark 0x200000 are not routed to this machine: there is no route for it",
     "TPROXY gives packets to the proxy by this mark; without the route they go past it.",
     "ip -6 rule add priority 2121 fwmark 0x200000/0x200000 lookup 2121\nip -6 route replace local default dev lo",
     "lan",
