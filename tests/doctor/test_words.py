@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ftpproxy.doctor.finding import Finding, Severity, as_json, as_text
+from ftpproxy.lab.peers import environment
 
 from .wards import KINDS, Wards
 
@@ -22,7 +23,7 @@ NOTHING = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 FINDING = Finding(
     Severity.HURTS,
     "policy_route",
-    "IPv6 packets with the mark 0x200000 are not routed to this machine: there is no route for it",
+    "IPv6 packets with the mark 0x200000 are not routed to this machine: there is no `ip rule` and no route for it",
     "TPROXY gives packets to the proxy by this mark; without the route they go past it.",
     "ip -6 rule add priority 2121 fwmark 0x200000/0x200000 lookup 2121\nip -6 route replace local default dev lo",
     "lan",
@@ -31,7 +32,9 @@ FINDING = Finding(
 
 def test_text_fits_a_terminal_and_lines_to_copy_are_whole() -> None:
     text = as_text([FINDING, FINDING])
-    assert text.startswith("hurts: IPv6 packets with the mark 0x200000 are not routed to this machine: the\n    rule ")
+    assert text.startswith(
+        "hurts: IPv6 packets with the mark 0x200000 are not routed to this machine: there\n    is no "
+    )
     assert "    -> ip -6 rule add priority 2121 fwmark 0x200000/0x200000 lookup 2121\n" in text
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("\n\n") == 1
@@ -70,8 +73,8 @@ def test_who_may_not_look_says_so(wards: Wards, kind: str, who: tuple[str, ...])
         file.write(patient.config)
         file.flush()
         Path(file.name).chmod(0o644)
-        if patient.gateway.run(*who, sys.executable, "-c", "").returncode:
-            pytest.skip("others may not run this Python")
+        if patient.gateway.run(*who, sys.executable, "-c", "import ftpproxy.config", env=environment()).returncode:
+            pytest.skip("others may not run this Python, or not read the project")
         done = patient.doctor("--json", file=Path(file.name), before=who)
         assert (done.returncode, done.stderr) == (1, "")
         found = json.loads(done.stdout)
