@@ -17,6 +17,7 @@ if [ "${1:-}" = peers ]; then
     need wget wget
     need lftp lftp
     need gcc gcc
+    [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
     need sysctl procps
 fi
 

@@ -33,11 +33,17 @@ def lab(
 
 
 def nobodys_python() -> str:
-    """A Python that an ordinary user may run: ours may lie in root's home."""
+    """A Python that an ordinary user may run, and that finds the project: both may lie in root's home."""
+    environ = environment() | {"PYTHONPATH": nobodys_path()}
     for python in (sys.executable, shutil.which("python3.11", path="/usr/bin:/usr/local/bin") or ""):
-        if python and subprocess.run([*NOBODY, python, "-c", ""], capture_output=True).returncode == 0:
+        probe = [*NOBODY, python, "-c", "import attrs, ftpproxy.lab, trio"]
+        if python and subprocess.run(probe, capture_output=True, env=environ).returncode == 0:
             return python
-    pytest.skip("no Python 3.11 that an ordinary user may run")
+    pytest.skip("no Python 3.11, or no project, that an ordinary user may read")
+
+
+def nobodys_path() -> str:
+    return os.pathsep.join(path for path in [environment()["PYTHONPATH"], *sys.path] if path)
 
 
 def test_a_command_runs_on_the_client() -> None:
@@ -76,12 +82,11 @@ def test_a_signal_becomes_a_code() -> None:
 def test_an_ordinary_user_has_a_lab() -> None:
     if subprocess.run([*NOBODY, "unshare", "-Urnm", "true"], capture_output=True).returncode:
         pytest.skip("this kernel gives ordinary users no namespaces")
-    paths = os.pathsep.join(path for path in [environment()["PYTHONPATH"], *sys.path] if path)
     done = lab(
         *("--no-proxy", "--topology", "both", "--", "sh", "-c", "id -u; ip -o -6 address show dev eth0"),
         python=nobodys_python(),
         prefix=NOBODY,
-        PYTHONPATH=paths,
+        PYTHONPATH=nobodys_path(),
         PATH="/usr/bin:/bin",
     )
     assert done.stderr == ""
@@ -91,7 +96,8 @@ def test_an_ordinary_user_has_a_lab() -> None:
 
 def test_where_there_are_no_namespaces_it_says_so() -> None:
     """An ordinary user who cannot become root of a namespace: no second chance below `unshare`."""
-    paths = os.pathsep.join(path for path in [environment()["PYTHONPATH"], *sys.path] if path)
-    done = lab("--no-proxy", "--", "true", python=nobodys_python(), prefix=NOBODY, PYTHONPATH=paths, **{SANDBOX: "1"})
+    done = lab(
+        "--no-proxy", "--", "true", python=nobodys_python(), prefix=NOBODY, PYTHONPATH=nobodys_path(), **{SANDBOX: "1"}
+    )
     assert done.returncode == 69
     assert "does not let us make network namespaces" in done.stderr

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,17 +77,21 @@ class Trapped:
 
 
 @pytest.fixture(scope="module")
-def library() -> Library:
+def library() -> Iterator[Library]:
     if os.geteuid() != 0:
         unavailable("needs root: the suite runs as a user of its own, the proxy as another")
     missing = [name for name in ("ip", "nft", "setpriv", PYTHON) if shutil.which(name) is None]
     if missing:
         unavailable(f"not installed: {', '.join(missing)}")
     try:
-        return Library(unpacked("libpython3.11-testsuite", "libpython3.11-stdlib") / "usr/lib/python3.11")
+        place = unpacked("libpython3.11-testsuite", "libpython3.11-stdlib") / "usr/lib/python3.11"
     except PeerMissing as why:
         unavailable(str(why))
         raise AssertionError from why  # unreachable
+    with tempfile.TemporaryDirectory(prefix="ftpproxy-suite-") as folder:
+        os.chmod(folder, 0o755)  # the project may lie in root's home, where the suite's user may not look
+        shutil.copytree(place, Path(folder, "lib"), symlinks=True)
+        yield Library(Path(folder, "lib"))
 
 
 @pytest.fixture(scope="module")
