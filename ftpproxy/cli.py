@@ -1,4 +1,4 @@
-"""The command line: `ftpproxy serve`, `check`, `rules`, `lab`.
+"""The command line: `ftpproxy serve`, `check`, `rules`, `doctor`, `lab`.
 
 Exit codes are those of sysexits.h, so that a supervisor and a script can tell what happened: 0, 1 failure, 64 usage,
 69 unavailable, 77 permission, 78 configuration; 130 after an interrupt.  Expected failures are one line each on
@@ -49,6 +49,7 @@ examples:
   ftpproxy check -c /etc/ftpproxy.toml            is the file right?
   ftpproxy rules -c /etc/ftpproxy.toml --apply    redirect FTP to the proxy
   ftpproxy serve -c /etc/ftpproxy.toml            run
+  ftpproxy doctor -c /etc/ftpproxy.toml           is this gateway set up right?
   ftpproxy lab --help                             try it on this machine, in network namespaces
 
 {EXIT_CODES}""",
@@ -93,6 +94,19 @@ examples:
     what = rules.add_mutually_exclusive_group()
     what.add_argument("--apply", action="store_true", help="load the rules into the kernel")
     what.add_argument("--remove", action="store_true", help="remove all rules and routes of ftpproxy from the kernel")
+
+    doctor = _command(
+        commands,
+        "doctor",
+        "look for what is wrong with this gateway",
+        "Look at this machine as it runs: rules, routes, firewall, listeners, ports, addresses, servers.  Each\n"
+        "finding says what is wrong, why it hurts, and the line that mends it.  Changes nothing.  The exit code is\n"
+        "0 only when everything could be looked at (as root) and nothing hurts, otherwise 1.",
+        "  ftpproxy doctor -c /etc/ftpproxy.toml\n"
+        "  ftpproxy doctor -c /etc/ftpproxy.toml --json    the findings as a list of objects",
+    )
+    _file(doctor)
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     lab = _command(  # its help is set by lab.cli, which alone knows the rest
         commands,
@@ -174,13 +188,28 @@ def _rules(arguments: argparse.Namespace) -> int:
     return os.EX_OK
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from . import doctor
+    from .config import load
+
+    config = load(arguments.config)
+    findings = doctor.examine(config, arguments.config)
+    if arguments.json:
+        print(doctor.as_json(findings), end="")
+    elif findings:
+        print(doctor.as_text(findings), end="")
+    else:
+        print(f"{arguments.config}: {_services(config)}, nothing found")
+    return int(any(finding.severity is not doctor.Severity.WORTH_KNOWING for finding in findings))
+
+
 def _lab(arguments: argparse.Namespace) -> int:
     from .lab.cli import run
 
     return run(arguments)
 
 
-COMMANDS = {"serve": _serve, "check": _check, "rules": _rules, "lab": _lab}
+COMMANDS = {"serve": _serve, "check": _check, "rules": _rules, "doctor": _doctor, "lab": _lab}
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -196,7 +225,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         if (wrong := complaint(arguments, unknown, argv[1:])) is not None:
             parser.exit(os.EX_USAGE, f"ftpproxy lab: {wrong}\n")
         return arguments
-    if first in ("serve", "check", "rules") and len(argv) > 1 and not argv[1].startswith("-"):
+    if first in ("serve", "check", "rules", "doctor") and len(argv) > 1 and not argv[1].startswith("-"):
         parser.exit(os.EX_USAGE, f"ftpproxy {first}: did you mean -c {argv[1]}?\n")
     return parser.parse_args(argv)
 

@@ -39,7 +39,9 @@ def test_check_says_ok() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{GOOD}: ok, 1 service\n", "")
 
 
-@pytest.mark.parametrize("argv", [["check"], ["check", "--show"], ["rules"], ["rules", "--apply"], ["serve"]])
+@pytest.mark.parametrize(
+    "argv", [["check"], ["check", "--show"], ["rules"], ["rules", "--apply"], ["doctor"], ["serve"]]
+)
 def test_every_command_names_file_and_key_of_a_mistake(bad: str, argv: list[str]) -> None:
     """A bad configuration names file and key and exits 78."""
     done = ftpproxy(*argv, "-c", bad)
@@ -81,7 +83,7 @@ def test_rules_in_forward_mode_need_clients(tmp_path: Path) -> None:
     [
         ([], "the following arguments are required: COMMAND"),
         (["serv"], "invalid choice: 'serv'"),
-        (["--nonsense"], "unknown option --nonsense; a COMMAND comes first: serve, check, rules, lab"),
+        (["--nonsense"], "unknown option --nonsense; a COMMAND comes first: serve, check, rules, doctor, lab"),
         (["check"], "the following arguments are required: -c/--config"),
         (["check", "-c"], "expected one argument"),
         (["check", "-c", GOOD, "extra"], "unrecognized arguments: extra"),
@@ -109,7 +111,9 @@ def test_wrong_usage_exits_64(argv: list[str], said: str) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("argv", [[], ["serve"], ["check"], ["rules"], ["lab"]], ids=lambda argv: " ".join(argv) or "-")
+@pytest.mark.parametrize(
+    "argv", [[], ["serve"], ["check"], ["rules"], ["doctor"], ["lab"]], ids=lambda argv: " ".join(argv) or "-"
+)
 def test_help(argv: list[str]) -> None:
     done = ftpproxy(*argv, "--help")
     assert done.returncode == 0

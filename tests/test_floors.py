@@ -28,7 +28,7 @@ FLOORS = [
     },
     {"carried", "xferlog", "session", "terms", "reception", "arrival"},
     {"server", "announce"},
-    {"config", "cli", "advice", "rules", "lab", "compose", "__main__"},
+    {"config", "cli", "advice", "doctor", "rules", "lab", "compose", "__main__"},
 ]
 PURE = {"trio", "socket", "ssl", "os", "time", "logging", "select", "selectors", "threading", "asyncio"}
 PROTOCOLS = {"ftpproxy.dtp.plane", "ftpproxy.intercept.interceptor"}
