@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import netfilter, rules
 from ..config.values import ServiceConfig
+from ..table import PLANE_TABLE
 from .finding import CannotLook, Finding, Severity
 from .machine import Machine, run, words
 from .ruleset import Ruleset
@@ -28,11 +29,12 @@ SOMEWHERE = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
 def kernel_support(machine: Machine) -> Iterator[Finding]:
     """TPROXY, `socket transparent`, redirect and the maps: tried, and not done."""
     kinds = {service.intercept for service in machine.config.services} - {"none"}
-    if not kinds:
+    mapped = "redirect" in kinds or any("nft" in service.planes for service in machine.config.services)
+    if not (kinds or mapped):
         return
     text = rules.text(machine.config).replace(rules.TABLE, SCRATCH)
-    if "redirect" in kinds:
-        text += netfilter.PLANE_TABLE.replace(f"table inet {netfilter.TABLE}", f"table inet {SCRATCH}_plane")
+    if mapped:
+        text += PLANE_TABLE.replace(f"table inet {netfilter.TABLE}", f"table inet {SCRATCH}_plane")
     try:
         refusal = kernel_refuses(machine, text)
     except CannotLook:
@@ -94,7 +96,7 @@ def present(machine: Machine) -> Iterator[Finding]:
             apply,
         )
     if (
-        any(service.intercept == "redirect" for service in services)
+        any(service.intercept == "redirect" or "nft" in service.planes for service in services)
         and machine.server is not None
         and not machine.ruleset.has_table(netfilter.TABLE)
     ):
@@ -103,7 +105,7 @@ def present(machine: Machine) -> Iterator[Finding]:
             "plane.missing",
             f"table inet {netfilter.TABLE} of the running proxy is gone",
             "Data connections find no way to the proxy: clients log in, and the first listing fails.  A firewall that"
-            " was loaded anew took it away.",
+            " was loaded anew took it away, and a proxy that runs well has loaded it again a second later.",
             "systemctl restart ftpproxy",
         )
 

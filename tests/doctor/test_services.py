@@ -85,8 +85,10 @@ destinations = ["198.51.100.0/24"]
 
 def test_the_maps_were_flushed() -> None:
     with admitted("redirect") as patient:
+        patient.proxy.process.send_signal(signal.SIGSTOP)  # or it would load them again within a second
         patient.sh("nft delete table inet ftpproxy")
         assert names(patient.findings()) == [("plane.missing", "hurts")]
+        patient.proxy.process.send_signal(signal.SIGCONT)
         patient.proxy.process.terminate()
         patient.proxy.process.wait()
         assert names(patient.findings()) == [("listener.absent", "hurts")]
