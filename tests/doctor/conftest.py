@@ -26,7 +26,7 @@ def operating_theatre() -> None:
     sweep()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def wards(operating_theatre: None) -> Iterator[Wards]:
     wards = Wards()
     try:
