@@ -133,7 +133,8 @@ class Proxy:
             Endpoint.parse(text) for service in tomllib.loads(self.config)["service"] for text in service["listen"]
         }
         deadline = time.monotonic() + PATIENCE
-        while not wanted <= self._listening():
+        # It listens first and loads its table then: only "ready" says that everything stands.
+        while not (" info ready " in self.log and wanted <= self._listening()):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"ftpproxy serve on {self.host.name} does not listen:\n{self.log.strip()}")
             time.sleep(0.01)
