@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config.values import Config, ConfigError, IPNetwork, Problem, ServiceConfig
 from .endpoints import Endpoint
+from .netfilter import TABLE as PLANE_TABLE
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -49,8 +50,6 @@ __all__ = [
 
 TABLE = "ftpproxy_intercept"
 """The nftables table of this module, family inet."""
-PLANE_TABLE = "ftpproxy"
-"""The one of a running proxy, family inet."""
 MARK = 0x200000
 """One bit of the packet mark; the others are the administrator's."""
 ROUTES = 2121
