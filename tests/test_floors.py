@@ -26,7 +26,7 @@ FLOORS = [
         "resolver",
         "passwords",
     },
-    {"carried", "xferlog", "session", "terms", "reception", "arrival"},
+    {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
     {"server", "announce"},
     {"config", "cli", "advice", "doctor", "rules", "lab", "compose", "__main__"},
 ]

@@ -464,7 +464,7 @@ def test_who_never_hangs_up_holds_a_bounded_number_of_paths(stage: Stage) -> Non
         stage.hears(origin, b"STOR x\r\n")
         origin.send(b"150 go\r\n226 done\r\n")
         stage.hears(client, b"150 go\r\n226 done\r\n")
-    assert len(stage.session._carried) == 8
+    assert len(stage.session.carriage) == 8
     assert sum(path.closed for path in stage.plane.paths) == 12
 
 
