@@ -27,7 +27,7 @@ FLOORS = [
         "passwords",
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
-    {"server", "announce"},
+    {"server", "service", "listeners", "announce"},
     {"config", "cli", "advice", "doctor", "rules", "lab", "compose", "__main__"},
 ]
 PURE = {"trio", "socket", "ssl", "os", "time", "logging", "select", "selectors", "threading", "asyncio"}
