@@ -41,6 +41,7 @@ from ..netfilter import ELEMENT_SECONDS, Count, Element, Elements, called, carri
 from ..paths import Await, Call, Direction, PathSpec, Tally
 from ..sockets import is_ours
 from ..switchboard import Switchboard
+from .alive import AlivePaths
 from .plane import PathOwner, Refused
 
 __all__ = ["NftPath", "NftPlane"]
@@ -266,7 +267,7 @@ class NftPath:
 
     def _let_go(self) -> None:
         self._over = True
-        self._plane.forget(self)
+        self._plane.paths.forget(self)
         self._stop_awaiting()
         self._plane.elements.remove(*self.counters)
 
@@ -296,14 +297,12 @@ class NftPlane:
         self.data_idle = data_idle
         self.seconds = seconds
         self._ports = ports
-        self._paths: dict[NftPath, None] = {}
+        self.paths: AlivePaths[NftPath] = AlivePaths(board)
         self._ways_out: dict[tuple[int, bytes], tuple[Element, int]] = {}  # by version and key, with their users
-        self._closed = False
-        board.sweep(self._sweep, _sweep_crashed)
 
     def __len__(self) -> int:
         """Paths that are being prepared or carried."""
-        return len(self._paths)
+        return len(self.paths)
 
     def carries(self, spec: PathSpec) -> bool:
         """One leg awaited, one called, and all of one family."""
@@ -316,7 +315,7 @@ class NftPlane:
         halves = _halves(spec)
         if halves is None or not self.carries(spec):
             return Refused("the kernel carries between one awaited and one called leg of one address family")
-        if self._closed:
+        if self.paths.closed:
             return Refused("the plane is closed")
         caller, leg, call = halves
         for host in (leg.peer, call.to.host):
@@ -347,7 +346,7 @@ class NftPlane:
                 continue
             self._ways_out[place] = out, users + 1
             path = NftPath(self, owner, caller, leg.peer, at, standing, out)
-            self._paths[path] = None
+            self.paths.add(path)
             return path
         if shared is not None:
             self.elements.add(out)
@@ -376,20 +375,4 @@ class NftPlane:
         self.elements.remove(*others)
 
     def close(self) -> None:
-        self._closed = True
-        self.board.unsweep(self._sweep)
-        for path in list(self._paths):
-            path.close()
-
-    def forget(self, path: NftPath) -> None:
-        """The path is over."""
-        self._paths.pop(path, None)
-
-    def _sweep(self, now: float) -> None:
-        for path in list(self._paths):
-            if path in self._paths:
-                self.board.guard(path.sweep, now, path.crashed)
-
-
-def _sweep_crashed(error: Exception) -> None:
-    """Nothing to end: each path is guarded by itself."""
+        self.paths.close()
