@@ -156,7 +156,7 @@ class Supervisor:
         self.say("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def barrier(self, seconds: float = BARRIER_SECONDS) -> None:
-        """Wait until everything that was said has been taken.  Raises `NotifyError` if that takes more than `seconds`."""
+        """Wait until everything that was said has been taken.  Raises `NotifyError` after `seconds`."""
         if not self.address:
             return
         ours, theirs = os.pipe()
