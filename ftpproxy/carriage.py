@@ -11,15 +11,20 @@ when something has come to its end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from .carried import Carried, open_path
 from .dtp.plane import Path
 from .endpoints import Endpoint, Side
-from .paths import Tally
+from .estate import Estate, Inheritance
+from .freezing import Unthawable, freeze, restore
+from .intercept.interceptor import GateError
+from .paths import Direction, Tally
 from .pi.actions import DropPath, EndTransfer, OpenPath, SettlePath, StartPath
 from .pi.interpreter import ProtocolInterpreter
+from .records import CarriageRecord, CarriedRecord
 from .switchboard import Switchboard
 from .terms import Terms
 
@@ -45,6 +50,21 @@ class Principal(Protocol):
 
 def _already_logged(_: Exception) -> None:
     """What went wrong while something was closed: the switchboard has logged it."""
+
+
+class _Gone:
+    """The path of what has ended, or was lost, before this process."""
+
+    announced: Mapping[Side, Endpoint] = MappingProxyType({})
+    ready = reports_end = True
+
+    def start(self, direction: Direction) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def leave(self, estate: Estate) -> None: ...
 
 
 class Carriage:
@@ -154,6 +174,63 @@ class Carriage:
             if carried.settled or self._principal.over:
                 self._account(carried)
             self._principal.carried(nothing_left=not self._carried)
+
+    # To a successor, and from a predecessor
+
+    def leave(self, estate: Estate) -> CarriageRecord:
+        """Write it down for a successor; it is of no further use here."""
+        known = list(dict.fromkeys([*self._carried.values(), *filter(None, [self._transfer])]))
+        return CarriageRecord(
+            carried=tuple(
+                CarriedRecord(
+                    carried=freeze(each),
+                    path=each.path.leave(estate) if each.path in self._carried else None,
+                    open=each is self._open,
+                    transfer=each is self._transfer,
+                )
+                for each in known
+            ),
+            fell_back=self._fell_back,
+            transfers=self.transfers,
+        )
+
+    def inherit(self, record: CarriageRecord, inheritance: Inheritance) -> list[Carried]:
+        """Go on with what a predecessor has left.  Returns what cannot go on: it is to be reported as `lost`.  Raises
+        `Unthawable` where nothing can."""
+        self._fell_back, self.transfers = record.fell_back, record.transfers
+        lost = []
+        for each in record.carried:
+            carried = Carried(_Gone(), "")
+            restore(carried, each.carried)
+            if carried.tally is None:
+                try:
+                    carried.path = self._inherited(carried.plane, each.path, inheritance)
+                except (Unthawable, GateError, OSError) as error:
+                    self._principal.log(
+                        logging.WARNING, "data.lost", plane=carried.plane, what=carried.what, reason=error
+                    )
+                    lost.append(carried)
+                self._carried[carried.path] = carried
+            if each.open:
+                self._open = carried
+            if each.transfer:
+                self._transfer = carried
+        return lost
+
+    def _inherited(self, name: str, left: Any, inheritance: Inheritance) -> Path:
+        for plane in self._terms.planes:
+            if plane.name == name:
+                if left is None:
+                    raise Unthawable("the plane cannot hand such a connection over")
+                return plane.inherit(left, self, inheritance)
+        raise Unthawable("the service has this plane no more")
+
+    def lost(self, carried: Carried) -> None:
+        """One that `inherit` has returned."""
+        if len(carried.up) == 2:
+            self.finished(carried.path, Tally(0, 0, 0.0, exact=False, reason="lost at a restart"))
+        else:
+            self.failed(carried.path, "lost at a restart")
 
     # The end
 

@@ -8,17 +8,18 @@ from attrs import define, field
 
 from .dtp.plane import DataPlane, Path, PathOwner, Refused
 from .endpoints import Endpoint, Side
+from .freezing import GIVEN
 from .paths import Call, Direction, PathSpec, Tally
 from .pi.actions import StartPath
 
 __all__ = ["Carried", "open_path"]
 
 
-@define
+@define(eq=False)
 class Carried:
     """A path that is open, carries, or is on the way to its end."""
 
-    path: Path
+    path: Path = field(metadata=GIVEN)
     plane: str
     what: bytes = b""
     """The transfer command, once it was sent."""

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterable
 
 from . import sockets
+from .estate import Estate
 from .switchboard import READ, WRITE, Switchboard
 
 __all__ = ["MOST_UNSENT", "Channel"]
@@ -27,10 +28,12 @@ class Channel:
         board: Switchboard,
         callback: Callable[[int], None],
         on_crash: Callable[[Exception], None],
+        unsent: bytes = b"",
     ) -> None:
+        """`unsent` is what a predecessor had still to send."""
         sockets.control(sock)
         self._sock = sock
-        self._unsent = bytearray()
+        self._unsent = bytearray(unsent)
         self._watch = board.watch(sock, callback, on_crash)
 
     @property
@@ -115,6 +118,14 @@ class Channel:
         """Give the socket away, with what can be read from it; the channel is of no further use."""
         self._watch.close()
         return self._sock
+
+    def leave(self, estate: Estate, *, client: bool) -> tuple[int, bytes] | None:
+        """Leave the socket to a successor, which is to send the octets; None if it is closed.  `client`: who is at its
+        other end may be told 421.  The channel is of no further use."""
+        if not self._watch.alive:
+            return None
+        self._watch.close()
+        return estate.descriptor(self._sock, client=client), bytes(self._unsent)
 
     def close(self) -> None:
         """Idempotent.  What the kernel has taken is still delivered; what is unsent is lost."""

@@ -22,6 +22,7 @@ FLOORS = [
         "log",
         "netfilter",
         "table",
+        "estate",
         "errands",
         "resolver",
         "passwords",
