@@ -9,21 +9,27 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import resource
+import socket
 import sys
+from collections.abc import Iterable, Sequence
 
 import trio
 
 from .. import advice, netfilter, rules
 from .. import log as logs
+from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
-from ..config import Config
+from ..config import Config, ServiceConfig
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
+from ..privileges import Capability, PrivilegeError, become, find, has_other_users
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
 from ..table import Claim
+from ..vitals import Vitals
 from ..xferlog import Xferlog
 from .services import Shared, compose
 
@@ -35,11 +41,15 @@ EX_OK, EX_UNAVAILABLE, EX_NOPERM, EX_CONFIG = 0, 69, 77, 78
 DESCRIPTORS_A_SESSION = 10
 """Two control sockets, two data sockets, a listener and two pipes, and the same again for a transfer that drains."""
 
+DEFAULT_USER = "ftpproxy"
+LOW_PORTS = 1024
+
 log = logging.getLogger(__name__)
 
 
 def run(config: Config) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error."""
+    passed, supervisor = inherited(), Supervisor.from_environment()
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()])
     _spare_the_collector()
     _raise_descriptor_limit(config)
@@ -47,7 +57,7 @@ def run(config: Config) -> int:
     try:
         if any(service.intercept == "redirect" or "nft" in service.planes for service in config.services):
             claim = Claim()
-        return trio.run(_serve, config, claim)
+        return trio.run(_serve, config, claim, passed, supervisor)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -57,6 +67,10 @@ def run(config: Config) -> int:
     except CannotListen as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
+    except NoSuchUser as error:
+        return _fail(str(error), EX_CONFIG)
+    except PrivilegeError as error:
+        return _fail(str(error), EX_NOPERM)
     finally:
         if claim is not None:
             claim.close()
@@ -67,7 +81,7 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-async def _serve(config: Config, claim: Claim | None) -> int:
+async def _serve(config: Config, claim: Claim | None, passed: Sequence[Inherited], supervisor: Supervisor) -> int:
     board = Switchboard()
     elements = None if claim is None else netfilter.Elements(claim.load)
     announcer = Announcer()
@@ -77,16 +91,20 @@ async def _serve(config: Config, claim: Claim | None) -> int:
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     try:
-        server.listen()
+        server.listen(_given(passed, config))
         if claim is not None:
             claim.load()  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
             keep = _Keeper(elements)
             keep(0.0)
             board.sweep(keep, keep.crashed)
+        _drop_privileges(config)
         _warn(config)
+        vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
+        vitals.ready()
         await server.run()
+        vitals.stopping("stopping")
     finally:
         server.close()
         for service in services:
@@ -99,6 +117,56 @@ async def _serve(config: Config, claim: Claim | None) -> int:
         if xferlog is not None:
             xferlog.close()
     return EX_OK
+
+
+def _given(passed: Sequence[Inherited], config: Config) -> dict[str, list[socket.socket]]:
+    """The listening sockets that were passed to us, by the name of their service.  What else was passed is closed."""
+    given: dict[str, list[socket.socket]] = {}
+    names = {service.name for service in config.services}
+    for each in passed:
+        sock = each.listener() if each.name in names else None
+        if sock is not None:
+            given.setdefault(each.name, []).append(sock)
+            continue
+        why = "it does not listen for TCP" if each.name in names else "no service has this name"
+        event(log, logging.WARNING, "descriptor.unused", called=each.name, descriptor=each.descriptor, reason=why)
+        each.close()
+    return given
+
+
+class NoSuchUser(Exception):
+    """The configuration names a user that this system does not have."""
+
+
+def _drop_privileges(config: Config) -> None:
+    """Become who the configuration says, if we are root.  Raises `NoSuchUser`, `PrivilegeError`."""
+    name = config.process.user
+    if os.geteuid() != 0 or name == "":
+        return
+    account = find(name or DEFAULT_USER)
+    if account is None and name is not None:
+        raise NoSuchUser(f'process.user: there is no user "{name}" (useradd --system {name})')
+    if account is None or (name is None and not has_other_users()):
+        hint = f"useradd --system {DEFAULT_USER}" if account is None else None
+        event(log, logging.WARNING, "privileges.kept", hint=hint)
+        return
+    keep = needed(config.services)
+    become(account, keep)
+    event(log, logging.INFO, "privileges.dropped", user=account.name, kept=",".join(sorted(each.name for each in keep)))
+
+
+def needed(services: Iterable[ServiceConfig]) -> set[Capability]:
+    """What a process with these services cannot do without."""
+    keep = set()
+    for service in services:
+        if service.intercept == "redirect" or "nft" in service.planes:
+            keep.add(Capability.CAP_NET_ADMIN)
+        if service.intercept == "tproxy":
+            keep.add(Capability.CAP_NET_RAW)
+        low = [at.port for at in service.listen] + [service.data_ports.first, service.active_source_port or LOW_PORTS]
+        if min(low) < LOW_PORTS:
+            keep.add(Capability.CAP_NET_BIND_SERVICE)
+    return keep
 
 
 def _xferlog(config: Config) -> Xferlog | None:
