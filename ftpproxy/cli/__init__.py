@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from . import check, doctor, flags, lab, rules, serve
-from .parser import EXIT_CODES, Command, Parser
+from .parser import EXIT_CODES, Command, HelpFormatter, Parser
 
 __all__ = ["COMMANDS", "main"]
 
@@ -53,7 +53,7 @@ examples:
   ftpproxy -R 10.0.0.5 --show >ftpproxy.toml      from flags to a file
 
 {EXIT_CODES}""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ftpproxy {__version__}")
@@ -67,7 +67,7 @@ def _parser_of(word: str) -> Parser:
         prog=f"ftpproxy {word}",
         description=command.DESCRIPTION,
         epilog=f"examples:\n{command.EXAMPLES}\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     command.add_arguments(parser)
     return parser

@@ -1,4 +1,8 @@
-"""Composition: from a configuration to a running server.  The only room that knows every class."""
+"""Composition: from a configuration to a running server.  The only room that knows every class.
+
+`services` makes the services of a configuration; here is the life of the process around them: what is opened, in which
+order, and what each failure is told as.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +15,18 @@ from collections.abc import Callable
 
 import trio
 
-from . import advice, netfilter, rules
-from . import log as logs
-from .announce import OWN, Announcements, Announcer, File, Interface, Name, Told
-from .config import Announce, AnnounceFrom, Config, GatewayConfig, ServiceConfig
-from .dtp.nft import NftPlane
-from .dtp.plane import DataPlane
-from .dtp.relay import RelayPlane
-from .endpoints import Side
-from .errands import Errands
-from .intercept.direct import DirectGate
-from .intercept.interceptor import Gate, PortRange
-from .intercept.linux import AutoGate, RedirectGate, TproxyGate
-from .log import event
-from .passwords import BadUsersFile, Users
-from .pi.destinations import Destinations
-from .pi.wishes import LoginSettings
-from .reception import Gateway
-from .server import CannotListen, Server, Service
-from .session import Terms
-from .switchboard import Switchboard
-from .table import Claim, may_load
-from .xferlog import Xferlog
+from .. import advice, netfilter, rules
+from .. import log as logs
+from ..announce import Announcer
+from ..config import Config
+from ..errands import Errands
+from ..log import event
+from ..passwords import BadUsersFile
+from ..server import CannotListen, Server
+from ..switchboard import Switchboard
+from ..table import Claim, may_load
+from ..xferlog import Xferlog
+from .services import Shared, compose
 
 __all__ = ["run"]
 
@@ -95,7 +89,8 @@ async def _serve(config: Config, claim: Claim | None, ready: Callable[[], None])
     announcer = Announcer()
     errands = Errands(board)
     xferlog = _xferlog(config)
-    services = [_service(service, board, elements, announcer, errands, xferlog) for service in config.services]
+    shared = Shared(board, elements, announcer, errands, xferlog)
+    services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     try:
         server.listen()
@@ -147,116 +142,6 @@ def _warn(config: Config) -> None:
         event(log, logging.WARNING, "rules.missing", table=f"inet {rules.TABLE}", hint="ftpproxy rules -c FILE --apply")
 
 
-def _service(
-    config: ServiceConfig,
-    board: Switchboard,
-    elements: netfilter.Elements | None,
-    announcer: Announcer,
-    errands: Errands,
-    xferlog: Xferlog | None,
-) -> Service:
-    gate = _gate(config, elements)
-    return Service(
-        terms=Terms(
-            service=config.name,
-            policy=config.policy,
-            timeouts=config.timeouts,
-            planes=_planes(config, gate, board, elements),
-            source=config.source,
-            active_source_port=config.active_source_port,
-            translate=config.translate,
-            xferlog=xferlog,
-            send_proxy=None if config.send_proxy == "off" else config.send_proxy,
-        ),
-        gate=gate,
-        listen=config.listen,
-        clients=config.clients,
-        policies=config.policies,
-        announcements=_announcements(config, announcer),
-        servers=config.servers if config.mode == "reverse" else None,
-        gateway=_gateway(config.gateway, errands) if config.mode == "gateway" else None,
-        proxy_protocol=config.proxy_protocol,
-        most_sessions=config.limits.sessions,
-        most_per_client=config.limits.per_client,
-    )
-
-
-def _announcements(config: ServiceConfig, announcer: Announcer) -> Announcements | None:
-    def told(announce: Announce) -> dict[Side, Told]:
-        given = {Side.CLIENT: announce.client, Side.SERVER: announce.server}
-        return {
-            side: _source(where) if isinstance(where, AnnounceFrom) else (where,)
-            for side, where in given.items()
-            if where is not None
-        }
-
-    general = told(config.announce)
-    networks = [(each.clients, told(each)) for each in config.announce_to]
-    for each in (general, *(instead for _, instead in networks)):
-        for source in each.values():
-            if not isinstance(source, tuple):
-                announcer.keep(source, config.announce_refresh)
-    return Announcements(announcer, general, networks) if general or networks else None
-
-
-def _source(where: AnnounceFrom) -> Told:
-    kinds: dict[str, type[Interface | Name | File]] = {"interface": Interface, "name": Name, "file": File}
-    return OWN if where.kind == "own" else kinds[where.kind](where.what)
-
-
-def _gateway(config: GatewayConfig, errands: Errands) -> Gateway:
-    """Raises `BadUsersFile`."""
-    return Gateway(
-        settings=LoginSettings(
-            destinations=Destinations(config.destinations),
-            hosts=dict(config.hosts),
-            styles=frozenset(config.styles),
-            authenticate=bool(config.users),
-        ),
-        errands=errands,
-        users=Users.read(config.users) if config.users else None,
-    )
-
-
-def _planes(
-    config: ServiceConfig, gate: Gate, board: Switchboard, elements: netfilter.Elements | None
-) -> list[DataPlane]:
-    ports = PortRange(*config.data_ports)  # walked round by all of them together
-    timeouts = config.timeouts
-    planes: list[DataPlane] = []
-    for name in config.planes:
-        if name == "nft":
-            assert elements is not None
-            planes.append(
-                NftPlane(
-                    elements,
-                    ports,
-                    board,
-                    data_setup=timeouts.data_setup,
-                    data_idle=timeouts.data_idle,
-                    seconds=_element_seconds(config),
-                )
-            )
-        else:
-            planes.append(
-                RelayPlane(
-                    gate,
-                    ports,
-                    board,
-                    connect_timeout=timeouts.connect,
-                    data_setup=timeouts.data_setup,
-                    data_idle=timeouts.data_idle,
-                )
-            )
-    return planes
-
-
-def _element_seconds(config: ServiceConfig) -> float:
-    """An element must outlive the longest that a data connection may take to come up: once before its transfer command,
-    once behind it."""
-    return max(netfilter.ELEMENT_SECONDS, 2 * config.timeouts.data_setup + 60)
-
-
 class _Keeper:
     """Sees to it that our table is there; said once if it is not and cannot be."""
 
@@ -275,17 +160,6 @@ class _Keeper:
 
     def crashed(self, error: Exception) -> None:
         """It is tried again in the next sweep."""
-
-
-def _gate(config: ServiceConfig, elements: netfilter.Elements | None) -> Gate:
-    if config.intercept == "tproxy":
-        return TproxyGate()
-    if config.intercept == "redirect":
-        assert elements is not None
-        return RedirectGate(elements, seconds=_element_seconds(config))
-    if config.intercept == "auto":
-        return AutoGate(elements, seconds=_element_seconds(config))
-    return DirectGate()
 
 
 def _spare_the_collector() -> None:
