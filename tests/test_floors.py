@@ -25,6 +25,7 @@ FLOORS = [
         "errands",
         "resolver",
         "passwords",
+        "pf",
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
     {"server", "service", "listeners", "announce"},

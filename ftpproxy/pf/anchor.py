@@ -30,15 +30,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, get_args
 
 from attrs import frozen
 
-from ..endpoints import Endpoint, IPAddress, Side
-from ..paths import Await, Call, PathSpec
+from ..endpoints import Endpoint, IPAddress
+from ..paths import PathSpec
 
-__all__ = ["ROOT", "Dialect", "RuleError", "RuleOptions", "anchor_name", "halves", "problems", "render"]
+__all__ = ["ROOT", "Dialect", "RuleError", "RuleOptions", "anchor_name", "problems", "render"]
 
 Dialect = Literal["openbsd", "freebsd"]
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
@@ -52,8 +52,10 @@ MOST_RTABLE = 255
 LONGEST_NAME = 63
 """PF_TAG_NAME_SIZE, PF_QNAME_SIZE and PF_RULE_LABEL_SIZE are 64, with a NUL (net/pfvar.h)."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,%d}" % LONGEST_NAME)
-_LABEL = re.compile(r"[A-Za-z0-9_.:/@+-]{1,%d}" % LONGEST_NAME)
+BROADCAST = IPv4Address(0xFFFFFFFF)
+
+_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{LONGEST_NAME}}}")
+_LABEL = re.compile(rf"[A-Za-z0-9_.:/@+-]{{1,{LONGEST_NAME}}}")
 _BARE = re.compile(r"(?=.*[A-Z])[A-Za-z_][A-Za-z0-9_]*")
 """A word that pf.conf's lexer can take for nothing else: not for a number, and keywords are lower case."""
 
@@ -85,11 +87,8 @@ def problems(options: RuleOptions) -> Iterator[tuple[str, str]]:
         if (name := getattr(options, key)) is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
             yield key, f"is 1 to {LONGEST_NAME} of the letters A to Z and a to z, digits, and _ . -, not {name!r}"
     if options.queue is not None and options.dialect == "openbsd":
-        yield (
-            "queue",
-            "OpenBSD's pfctl refuses queues inside anchors: give a tag instead, as in tag = \"FTPDATA\", and write"
-            f" `match tagged FTPDATA set queue {options.queue}` into pf.conf",
-        )
+        mend = f'tag = "FTPDATA" here, and `match tagged FTPDATA set queue {options.queue}` in pf.conf'
+        yield "queue", f"is refused by OpenBSD's pfctl inside an anchor; use {mend}"
     if type(options.log) is not int or options.log not in (0, 1, 2):
         yield "log", f"is 0, 1 (the first packet) or 2 (all packets), not {options.log!r}"
     rtable = options.rtable
@@ -107,16 +106,6 @@ def anchor_name(process: int, number: int) -> str:
     return f"{ROOT}/{process}.{number}"
 
 
-def halves(spec: PathSpec) -> tuple[Side, Await, Call] | None:
-    """The awaited leg with its side, and the called one; None if they are not one each."""
-    client, server = spec.client, spec.server
-    if isinstance(client, Await) and isinstance(server, Call):
-        return Side.CLIENT, client, server
-    if isinstance(server, Await) and isinstance(client, Call):
-        return Side.SERVER, server, client
-    return None
-
-
 def render(spec: PathSpec, options: RuleOptions) -> str:
     """The anchor's whole text, each line with its newline.  Port 0 as the source means any of pf's own range.
 
@@ -124,7 +113,7 @@ def render(spec: PathSpec, options: RuleOptions) -> str:
     """
     for key, why in problems(options):
         raise RuleError(f"{key}: {why}")
-    if (found := halves(spec)) is None:
+    if (found := spec.halves) is None:
         raise RuleError("pf carries between one awaited and one called leg")
     _, leg, call = found
     peer, at, to, source = leg.peer, leg.at, call.to, call.source
@@ -135,7 +124,9 @@ def render(spec: PathSpec, options: RuleOptions) -> str:
         if type(port) is not int or not least <= port <= 65535:
             raise RuleError(f"{port!r} is not a port that can be {what}")
     family = "inet" if versions == {4} else "inet6"
-    return (_openbsd if options.dialect == "openbsd" else _freebsd)(f"{family} proto tcp", peer, at, to, source, options)
+    return (_openbsd if options.dialect == "openbsd" else _freebsd)(
+        f"{family} proto tcp", peer, at, to, source, options
+    )
 
 
 def _openbsd(what: str, peer: IPAddress, at: Endpoint, to: Endpoint, source: Endpoint, options: RuleOptions) -> str:
@@ -190,6 +181,6 @@ def _checked(host: IPAddress) -> IPAddress:
     """Raises `RuleError` for what is not one host's address everywhere."""
     if isinstance(host, IPv6Address) and host.scope_id is not None:
         raise RuleError(f"{host} is an address of one link; pf carries between addresses that are routed")
-    if host.is_unspecified or host.is_multicast or (host.version == 4 and int(host) == 0xFFFFFFFF):
-        raise RuleError(f"{host} is not the address of a host")
+    if host.is_unspecified or host.is_multicast or host == BROADCAST or host.is_loopback:
+        raise RuleError(f"{host} is not the address of a host beyond this machine")
     return host
