@@ -29,6 +29,7 @@ returns is refused by the parser of its system, or means more than one connectio
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, get_args
@@ -38,7 +39,7 @@ from attrs import frozen
 from ..endpoints import Endpoint, IPAddress
 from ..paths import PathSpec
 
-__all__ = ["ROOT", "Dialect", "RuleError", "RuleOptions", "anchor_name", "problems", "render"]
+__all__ = ["ROOT", "Dialect", "RuleError", "RuleOptions", "anchor_name", "native_dialect", "problems", "render"]
 
 Dialect = Literal["openbsd", "freebsd"]
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
@@ -77,6 +78,11 @@ class RuleOptions:
     """The routing table (OpenBSD) or FIB (FreeBSD) by which the connection is routed."""
     label: str | None = None
     """For `pfctl -s labels` and `pfctl -k label`."""
+
+
+def native_dialect(platform: str = sys.platform) -> Dialect | None:
+    """That of the pf of this system; None where there is none, or one that we do not know."""
+    return next((dialect for dialect in DIALECTS if platform.startswith(dialect)), None)
 
 
 def problems(options: RuleOptions) -> Iterator[tuple[str, str]]:
