@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ftpproxy"
 FLOORS = [
-    {"endpoints", "routes", "paths"},
+    {"endpoints", "routes", "paths", "freezing"},
     {"wire"},
     {"pi"},
     {
