@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import math
 import resource
 import sys
+import time
 
 import trio
 
@@ -46,7 +48,7 @@ log = logging.getLogger(__name__)
 
 def run(config: Config) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error."""
-    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()])
+    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format)
     _spare_the_collector()
     _raise_descriptor_limit(config)
     claim: Claim | None = None
@@ -81,6 +83,7 @@ async def _serve(config: Config, claim: Claim | None) -> int:
     xferlog = _xferlog(config)
     services = [_service(service, board, elements, announcer, errands, xferlog) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
+    board.sweep(_sweep_log, _log_crashed)
     try:
         server.listen()
         if claim is not None:
@@ -103,7 +106,16 @@ async def _serve(config: Config, claim: Claim | None) -> int:
         board.close()
         if xferlog is not None:
             xferlog.close()
+        logs.flood.sweep(math.inf)
     return EX_OK
+
+
+def _sweep_log(_: float) -> None:
+    logs.flood.sweep(time.time())
+
+
+def _log_crashed(_: Exception) -> None:
+    """Tried again in the next sweep."""
 
 
 def _xferlog(config: Config) -> Xferlog | None:
