@@ -14,10 +14,22 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from typing import Literal
 
-__all__ = ["MOST_ALIKE", "Flood", "Format", "event", "flood", "set_level", "set_up", "started_by_journald"]
+__all__ = [
+    "MOST_ALIKE",
+    "Flood",
+    "Format",
+    "event",
+    "flood",
+    "set_level",
+    "set_up",
+    "started_by_journald",
+    "sweep",
+    "sweep_crashed",
+]
 
 Format = Literal["auto", "kv", "json", "journald", "syslog"]
 """Of `[log]`; `auto` is `journald` where the journal reads our standard error, else `kv`."""
@@ -87,6 +99,15 @@ class Flood:
 
 flood = Flood()
 """The one of this process."""
+
+
+def sweep(_: float) -> None:
+    """To be called once a second (of the board), so that counts are told although nobody logs."""
+    flood.sweep(time.time())
+
+
+def sweep_crashed(_: Exception) -> None:
+    """Tried again in the next sweep."""
 
 
 def started_by_journald() -> bool:

@@ -29,7 +29,7 @@ FLOORS = [
         "passwords",
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
-    {"server", "service", "listeners", "announce"},
+    {"server", "service", "listeners", "announce", "activation", "privileges"},
     {"config", "cli", "advice", "doctor", "rules", "lab", "compose", "__main__"},
 ]
 PURE = {"trio", "socket", "ssl", "os", "time", "logging", "select", "selectors", "threading", "asyncio"}

@@ -41,6 +41,9 @@ class IdlePath:
 
     def settle(self) -> None: ...
 
+    def so_far(self) -> Tally | None:
+        return self.tally
+
     def close(self) -> Tally | None:
         self.closed = True
         return self.tally
