@@ -20,6 +20,8 @@ FLOORS = [
         "dial",
         "sockets",
         "log",
+        "logforms",
+        "logsinks",
         "netfilter",
         "table",
         "errands",

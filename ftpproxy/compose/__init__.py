@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 def run(config: Config) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error."""
-    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()])
+    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format)
     _spare_the_collector()
     _raise_descriptor_limit(config)
     claim: Claim | None = None
@@ -76,6 +76,7 @@ async def _serve(config: Config, claim: Claim | None) -> int:
     shared = Shared(board, elements, announcer, errands, xferlog)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
+    board.sweep(logs.sweep, logs.sweep_crashed)
     try:
         server.listen()
         if claim is not None:

@@ -173,6 +173,8 @@ class LogConfig:
     """`[log]`."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "kv", "json", "journald", "syslog"] = "auto"
+    """How it is written and where it goes; all but `journald` and `syslog` to standard error."""
     xferlog: str | None = None
     """A file for one line a transferred file, in the form of wu-ftpd."""
 
