@@ -26,6 +26,7 @@ __all__ = [
     "PfConfig",
     "PortSpan",
     "Problem",
+    "ProcessConfig",
     "ServiceConfig",
 ]
 
@@ -195,8 +196,19 @@ class LogConfig:
     """`[log]`."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "kv", "json", "journald", "syslog"] = "auto"
+    """How it is written and where it goes; all but `journald` and `syslog` to standard error."""
     xferlog: str | None = None
     """A file for one line a transferred file, in the form of wu-ftpd."""
+
+
+@frozen(kw_only=True)
+class ProcessConfig:
+    """`[process]`."""
+
+    user: str | None = None
+    """Whom a process that was started as root becomes; empty: it stays root.  None: `ftpproxy`, if there is such a
+    user."""
 
 
 @frozen(kw_only=True)
@@ -205,3 +217,4 @@ class Config:
 
     services: tuple[ServiceConfig, ...]
     log: LogConfig = LogConfig()
+    process: ProcessConfig = ProcessConfig()
