@@ -27,6 +27,7 @@ FLOORS = [
         "errands",
         "resolver",
         "passwords",
+        "pf",
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
     {"server", "service", "listeners", "announce", "activation", "privileges"},
