@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ftpproxy"
 FLOORS = [
-    {"endpoints", "routes", "paths"},
+    {"endpoints", "routes", "paths", "freezing"},
     {"wire"},
     {"pi"},
     {
@@ -20,11 +20,14 @@ FLOORS = [
         "dial",
         "sockets",
         "log",
+        "logforms",
+        "logsinks",
         "netfilter",
         "table",
         "errands",
         "resolver",
         "passwords",
+        "pf",
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
     {"server", "service", "listeners", "announce", "activation", "privileges"},

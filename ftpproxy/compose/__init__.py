@@ -47,7 +47,9 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
 
     `ready` is called once everything stands that may fail.
     """
-    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()])
+    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format)
+    if any("pf" in service.planes for service in config.services):
+        return _fail('the plane "pf" cannot be served yet', EX_UNAVAILABLE)
     _spare_the_collector()
     _raise_descriptor_limit(config)
     claim: Claim | None = None
@@ -92,6 +94,7 @@ async def _serve(config: Config, claim: Claim | None, ready: Callable[[], None])
     shared = Shared(board, elements, announcer, errands, xferlog)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
+    board.sweep(logs.sweep, logs.sweep_crashed)
     try:
         server.listen()
         if claim is not None:
