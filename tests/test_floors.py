@@ -31,7 +31,7 @@ FLOORS = [
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
     {"server", "service", "listeners", "announce", "activation", "privileges"},
-    {"config", "cli", "advice", "doctor", "rules", "lab", "compose", "__main__"},
+    {"config", "cli", "advice", "doctor", "rules", "lab", "compose", "daemon", "dropin", "__main__"},
 ]
 PURE = {"trio", "socket", "ssl", "os", "time", "logging", "select", "selectors", "threading", "asyncio"}
 PROTOCOLS = {"ftpproxy.dtp.plane", "ftpproxy.intercept.interceptor"}
