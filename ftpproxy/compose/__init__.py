@@ -9,11 +9,9 @@ from __future__ import annotations
 import errno
 import gc
 import logging
-import os
 import resource
-import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -21,16 +19,17 @@ from .. import advice, netfilter, rules
 from .. import log as logs
 from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
-from ..config import Config, ServiceConfig
+from ..config import Config
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
-from ..privileges import Capability, PrivilegeError, become, find, has_other_users
+from ..privileges import PrivilegeError
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
-from ..table import Claim
+from ..table import Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
+from . import process
 from .services import Shared, compose
 
 __all__ = ["run"]
@@ -41,23 +40,27 @@ EX_OK, EX_UNAVAILABLE, EX_NOPERM, EX_CONFIG = 0, 69, 77, 78
 DESCRIPTORS_A_SESSION = 10
 """Two control sockets, two data sockets, a listener and two pipes, and the same again for a transfer that drains."""
 
-DEFAULT_USER = "ftpproxy"
-LOW_PORTS = 1024
+SECONDS_FOR_ANOTHER = 2.0
+"""How long another process with our table may take to start."""
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config) -> int:
-    """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error."""
+def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
+    """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error.
+
+    `ready` is called once everything stands that may fail.
+    """
     passed, supervisor = inherited(), Supervisor.from_environment()
-    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()])
+    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format)
+    if any("pf" in service.planes for service in config.services):
+        return _fail('the plane "pf" cannot be served yet', EX_UNAVAILABLE)
     _spare_the_collector()
     _raise_descriptor_limit(config)
     claim: Claim | None = None
     try:
-        if any(service.intercept == "redirect" or "nft" in service.planes for service in config.services):
-            claim = Claim()
-        return trio.run(_serve, config, claim, passed, supervisor)
+        claim = _claim(config)
+        return trio.run(_serve, config, claim, passed, supervisor, ready)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -67,7 +70,7 @@ def run(config: Config) -> int:
     except CannotListen as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
-    except NoSuchUser as error:
+    except process.NoSuchUser as error:
         return _fail(str(error), EX_CONFIG)
     except PrivilegeError as error:
         return _fail(str(error), EX_NOPERM)
@@ -76,12 +79,28 @@ def run(config: Config) -> int:
             claim.close()
 
 
+def _claim(config: Config) -> Claim | None:
+    """The right to our table where a service needs it.  Those that find out by themselves what they need share it."""
+    needing = [
+        service
+        for service in config.services
+        if service.intercept == "redirect" or "nft" in service.planes or (service.intercept == "auto" and may_load())
+    ]
+    return Claim(share=all(service.intercept == "auto" for service in needing)) if needing else None
+
+
 def _fail(text: str, code: int) -> int:
     print(f"ftpproxy: {text}", file=sys.stderr)
     return code
 
 
-async def _serve(config: Config, claim: Claim | None, passed: Sequence[Inherited], supervisor: Supervisor) -> int:
+async def _serve(
+    config: Config,
+    claim: Claim | None,
+    passed: Sequence[Inherited],
+    supervisor: Supervisor,
+    ready: Callable[[], None],
+) -> int:
     board = Switchboard()
     elements = None if claim is None else netfilter.Elements(claim.load)
     announcer = Announcer()
@@ -90,18 +109,20 @@ async def _serve(config: Config, claim: Claim | None, passed: Sequence[Inherited
     shared = Shared(board, elements, announcer, errands, xferlog)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
+    board.sweep(logs.sweep, logs.sweep_crashed)
     try:
-        server.listen(_given(passed, config))
+        server.listen(process.given(passed, config.services))
         if claim is not None:
-            claim.load()  # behind the listeners: a start that fails must not touch what is there
+            claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
             keep = _Keeper(elements)
             keep(0.0)
             board.sweep(keep, keep.crashed)
-        _drop_privileges(config)
+        process.drop_privileges(config, table=claim is not None)
         _warn(config)
         vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
+        ready()
         vitals.ready()
         await server.run()
         vitals.stopping("stopping")
@@ -117,56 +138,6 @@ async def _serve(config: Config, claim: Claim | None, passed: Sequence[Inherited
         if xferlog is not None:
             xferlog.close()
     return EX_OK
-
-
-def _given(passed: Sequence[Inherited], config: Config) -> dict[str, list[socket.socket]]:
-    """The listening sockets that were passed to us, by the name of their service.  What else was passed is closed."""
-    given: dict[str, list[socket.socket]] = {}
-    names = {service.name for service in config.services}
-    for each in passed:
-        sock = each.listener() if each.name in names else None
-        if sock is not None:
-            given.setdefault(each.name, []).append(sock)
-            continue
-        why = "it does not listen for TCP" if each.name in names else "no service has this name"
-        event(log, logging.WARNING, "descriptor.unused", called=each.name, descriptor=each.descriptor, reason=why)
-        each.close()
-    return given
-
-
-class NoSuchUser(Exception):
-    """The configuration names a user that this system does not have."""
-
-
-def _drop_privileges(config: Config) -> None:
-    """Become who the configuration says, if we are root.  Raises `NoSuchUser`, `PrivilegeError`."""
-    name = config.process.user
-    if os.geteuid() != 0 or name == "":
-        return
-    account = find(name or DEFAULT_USER)
-    if account is None and name is not None:
-        raise NoSuchUser(f'process.user: there is no user "{name}" (useradd --system {name})')
-    if account is None or (name is None and not has_other_users()):
-        hint = f"useradd --system {DEFAULT_USER}" if account is None else None
-        event(log, logging.WARNING, "privileges.kept", hint=hint)
-        return
-    keep = needed(config.services)
-    become(account, keep)
-    event(log, logging.INFO, "privileges.dropped", user=account.name, kept=",".join(sorted(each.name for each in keep)))
-
-
-def needed(services: Iterable[ServiceConfig]) -> set[Capability]:
-    """What a process with these services cannot do without."""
-    keep = set()
-    for service in services:
-        if service.intercept == "redirect" or "nft" in service.planes:
-            keep.add(Capability.CAP_NET_ADMIN)
-        if service.intercept == "tproxy":
-            keep.add(Capability.CAP_NET_RAW)
-        low = [at.port for at in service.listen] + [service.data_ports.first, service.active_source_port or LOW_PORTS]
-        if min(low) < LOW_PORTS:
-            keep.add(Capability.CAP_NET_BIND_SERVICE)
-    return keep
 
 
 def _xferlog(config: Config) -> Xferlog | None:
