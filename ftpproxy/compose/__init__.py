@@ -11,21 +11,25 @@ import gc
 import logging
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
 from .. import advice, netfilter, rules
 from .. import log as logs
+from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
 from ..config import Config
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
+from ..privileges import PrivilegeError
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
 from ..table import Claim, may_load
+from ..vitals import Vitals
 from ..xferlog import Xferlog
+from . import process
 from .services import Shared, compose
 
 __all__ = ["run"]
@@ -47,6 +51,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
 
     `ready` is called once everything stands that may fail.
     """
+    passed, supervisor = inherited(), Supervisor.from_environment()
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format)
     if any("pf" in service.planes for service in config.services):
         return _fail('the plane "pf" cannot be served yet', EX_UNAVAILABLE)
@@ -55,7 +60,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
     claim: Claim | None = None
     try:
         claim = _claim(config)
-        return trio.run(_serve, config, claim, ready)
+        return trio.run(_serve, config, claim, passed, supervisor, ready)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -65,6 +70,10 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
     except CannotListen as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
+    except process.NoSuchUser as error:
+        return _fail(str(error), EX_CONFIG)
+    except PrivilegeError as error:
+        return _fail(str(error), EX_NOPERM)
     finally:
         if claim is not None:
             claim.close()
@@ -85,7 +94,13 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-async def _serve(config: Config, claim: Claim | None, ready: Callable[[], None]) -> int:
+async def _serve(
+    config: Config,
+    claim: Claim | None,
+    passed: Sequence[Inherited],
+    supervisor: Supervisor,
+    ready: Callable[[], None],
+) -> int:
     board = Switchboard()
     elements = None if claim is None else netfilter.Elements(claim.load)
     announcer = Announcer()
@@ -96,17 +111,21 @@ async def _serve(config: Config, claim: Claim | None, ready: Callable[[], None])
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
     try:
-        server.listen()
+        server.listen(process.given(passed, config.services))
         if claim is not None:
             claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
             keep = _Keeper(elements)
             keep(0.0)
             board.sweep(keep, keep.crashed)
+        process.drop_privileges(config, table=claim is not None)
         _warn(config)
+        vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
+        vitals.ready()
         await server.run()
+        vitals.stopping("stopping")
     finally:
         server.close()
         for service in services:
