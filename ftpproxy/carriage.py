@@ -206,9 +206,8 @@ class Carriage:
                 try:
                     carried.path = self._inherited(carried.plane, each.path, inheritance)
                 except (Unthawable, GateError, OSError) as error:
-                    self._principal.log(
-                        logging.WARNING, "data.lost", plane=carried.plane, what=carried.what, reason=error
-                    )
+                    what = carried.what or None
+                    self._principal.log(logging.WARNING, "data.lost", plane=carried.plane, what=what, reason=error)
                     lost.append(carried)
                 self._carried[carried.path] = carried
             if each.open:

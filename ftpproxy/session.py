@@ -23,15 +23,20 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from .carriage import Carriage
+from .carried import Carried
 from .channels import MOST_UNSENT, Channel
 from .dial import Dial
 from .endpoints import Endpoint, Side
+from .estate import Estate, Inheritance
+from .freezing import Unthawable, freeze, restore
 from .log import event
 from .pi.actions import Action, Arm, Chunk, Hangup, Need, Timer
 from .pi.handover import HandOver
 from .pi.interpreter import ProtocolInterpreter
+from .records import End, SessionRecord
 from .routes import Route
 from .switchboard import READ, Switchboard
 from .terms import Terms
@@ -60,6 +65,7 @@ class Session:
         "_interpreter",
         "_last_word",
         "_opened_at",
+        "_route",
         "_terms",
         "carriage",
         "client",
@@ -72,7 +78,7 @@ class Session:
     def __init__(
         self,
         number: int,
-        client_sock: socket.socket,
+        client_sock: socket.socket | None,
         *,
         client: Endpoint,
         orig_server: Endpoint,
@@ -83,7 +89,7 @@ class Session:
         ours: Callable[[Endpoint], bool] = lambda _: False,
         call: bool = True,
     ) -> None:
-        """Takes the socket and calls the server, or waits for `take_over`.  `ended` is called once, when everything
+        """Takes the socket and calls the server, or waits for `take_over` or `inherit`.  `ended` is called once, when everything
         is closed; `ours` tells whether a call to an endpoint would come back to us.
 
         Never raises for what a network can do: then the client is told 421.
@@ -96,7 +102,11 @@ class Session:
         self._terms = terms
         self._board = board
         self._ended = ended
-        self._channels = {CLIENT: Channel(client_sock, board, self._client_event, self.crashed)}
+        self._channels: dict[Side, Channel] = {}
+        if client_sock is not None:
+            self._channels[CLIENT] = Channel(client_sock, board, self._client_event, self.crashed)
+        self._route: Route | None = None
+        """Once there is a server."""
         self._interpreter: ProtocolInterpreter | None = None
         self.carriage = Carriage(self, terms, board, ours)
         """Its data connections."""
@@ -136,15 +146,8 @@ class Session:
         terms = self._terms
         proxy = Endpoint.from_sockaddr(sock.getsockname())
         announce = terms.announced(self.client.host, self.server.host)
-        route = Route(self.client, self.orig_server, self.server, proxy, announce)
-        self._interpreter = ProtocolInterpreter(
-            route,
-            terms.policy,
-            terms.timeouts,
-            active_source_port=terms.active_source_port,
-            translate=terms.translate,
-            handover=handover,
-        )
+        self._route = Route(self.client, self.orig_server, self.server, proxy, announce)
+        self._interpreter = self._interpreter_for(self._route, handover)
         self.log(
             logging.INFO,
             "session.open",
@@ -155,6 +158,68 @@ class Session:
             proxy=proxy,
         )
         self._pump()
+
+    def _interpreter_for(self, route: Route, handover: HandOver | None = None) -> ProtocolInterpreter:
+        return ProtocolInterpreter(
+            route,
+            self._terms.policy,
+            self._terms.timeouts,
+            active_source_port=self._terms.active_source_port,
+            translate=self._terms.translate,
+            handover=handover,
+        )
+
+    # To a successor, and from a predecessor
+
+    def leave(self, estate: Estate) -> SessionRecord:
+        """Write it down for a successor; it is of no further use here."""
+        now = self._board.now
+        told = self._interpreter is None or not self._interpreter.opaque
+        if self._farewell_until:  # last words that nobody reads are not worth a process
+            self._channels[CLIENT].close()
+        ends = {side: channel.leave(estate, client=told and side is CLIENT) for side, channel in self._channels.items()}
+        return SessionRecord(
+            number=self.number,
+            service=self.service,
+            client=self.client,
+            orig_server=self.orig_server,
+            server=self.server,
+            ends={side: End(*end) for side, end in ends.items() if end is not None},
+            route=self._route,
+            announce={side: tuple(hosts) for side, hosts in self._terms.announce.items()},
+            interpreter=self._interpreter and freeze(self._interpreter),
+            carriage=self.carriage.leave(estate),
+            deadlines={timer: deadline - now for timer, deadline in self._deadlines.items()},
+            quiet=now - self._last_word,
+            age=now - self._opened_at,
+            over=self.over,
+        )
+
+    def inherit(self, record: SessionRecord, inheritance: Inheritance) -> None:
+        """Go on where a predecessor has left off, with a server.  Raises `Unthawable`, `OSError`: then it is to be
+        closed."""
+        now = self._board.now
+        self.over = record.over
+        if (end := record.ends.get(SERVER)) is not None:
+            sock = inheritance.take(end.descriptor)
+            self._channels[SERVER] = Channel(sock, self._board, self._server_event, self.crashed, end.unsent)
+        elif not self.over:
+            raise Unthawable("there is no connection to the server")
+        if record.route is not None:
+            self._route = record.route
+            self._interpreter = self._interpreter_for(record.route)
+            restore(self._interpreter, record.interpreter)
+        self._deadlines = {timer: now + seconds for timer, seconds in record.deadlines.items()}
+        self._last_word, self._opened_at = now - record.quiet, now - record.age
+        lost = self.carriage.inherit(record.carriage, inheritance)
+        self._board.soon(partial(self._go_on, lost), self.crashed)
+
+    def _go_on(self, lost: list[Carried], _: float) -> None:
+        for carried in lost:
+            self.carriage.lost(carried)
+        if not self.over:
+            self._pump()
+        self._gone_if_done()
 
     # Events
 
