@@ -10,14 +10,17 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from attrs import define
 
 from . import sockets
 from .endpoints import Endpoint
+from .estate import Estate
 from .intercept.interceptor import GateError
 from .log import event
+from .records import ListenerRecord
 from .service import Service
 from .switchboard import READ, Switchboard, Watch
 
@@ -42,6 +45,8 @@ class Listener:
     service: Service
     sock: socket.socket
     at: Endpoint
+    wanted: Endpoint | None = None
+    """As the configuration has it; None where a supervisor has opened it."""
     watch: Watch | None = None
     paused: bool = False
 
@@ -92,9 +97,15 @@ class Listeners:
     def __iter__(self) -> Iterator[Listener]:
         return iter(self._listeners)
 
-    def open(self, service: Service, given: Sequence[socket.socket] = ()) -> None:
-        """Listen at the sockets that a supervisor has `given`; if there are none, everywhere that `service` says.
-        Raises `CannotListen`; its cause is a `PermissionError` where a privilege lacks."""
+    def open(
+        self,
+        service: Service,
+        given: Sequence[socket.socket] = (),
+        left: Mapping[Endpoint, socket.socket] = MappingProxyType({}),
+    ) -> None:
+        """Listen at the sockets that a supervisor has `given`; if there are none, everywhere that `service` says, with
+        the socket there that a predecessor has `left`, if it did.  Raises `CannotListen`; its cause is a
+        `PermissionError` where a privilege lacks."""
         for sock in given:
             try:
                 service.gate.prepare(sock)
@@ -104,10 +115,10 @@ class Listeners:
             self._add(service, sock)
         if not given:
             for at in service.listen:
-                self._add(service, _opened(service, at))
+                self._add(service, left[at] if at in left else _opened(service, at), at)
 
-    def _add(self, service: Service, sock: socket.socket) -> None:
-        listener = Listener(service, sock, Endpoint.from_sockaddr(sock.getsockname()))
+    def _add(self, service: Service, sock: socket.socket, wanted: Endpoint | None = None) -> None:
+        listener = Listener(service, sock, Endpoint.from_sockaddr(sock.getsockname()), wanted)
         listener.watch = self._board.watch(sock, lambda _: self._accept(listener), self.crashed)
         listener.watch.want(READ)
         self._listeners.append(listener)
@@ -153,6 +164,16 @@ class Listeners:
                 if at.host.is_unspecified and sockets.is_ours(target.host):
                     return True
         return False
+
+    def leave(self, estate: Estate) -> None:
+        """Accept nobody any more, and leave what no supervisor has to a successor: callers wait meanwhile."""
+        for listener in self._listeners:
+            if listener.watch is not None:
+                listener.watch.close()
+            if listener.wanted is not None:
+                number = estate.descriptor(listener.sock)
+                estate.note("listener", ListenerRecord(listener.service.name, listener.wanted, number))
+        self._listeners.clear()
 
     def close(self) -> None:
         for listener in self._listeners:

@@ -114,10 +114,11 @@ class ArrivalRecord:
     """Left for the header."""
 
 
-@frozen(kw_only=True)
+@frozen
 class ListenerRecord:
     """A listening socket."""
 
     service: str
-    at: Endpoint
+    wanted: Endpoint
+    """As the configuration has it."""
     descriptor: int

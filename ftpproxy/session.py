@@ -89,8 +89,8 @@ class Session:
         ours: Callable[[Endpoint], bool] = lambda _: False,
         call: bool = True,
     ) -> None:
-        """Takes the socket and calls the server, or waits for `take_over` or `inherit`.  `ended` is called once, when everything
-        is closed; `ours` tells whether a call to an endpoint would come back to us.
+        """Takes the socket and calls the server, or waits for `take_over` or `inherit`.  `ended` is called once, when
+        everything is closed; `ours` tells whether a call to an endpoint would come back to us.
 
         Never raises for what a network can do: then the client is told 421.
         """
@@ -205,13 +205,15 @@ class Session:
             self._channels[SERVER] = Channel(sock, self._board, self._server_event, self.crashed, end.unsent)
         elif not self.over:
             raise Unthawable("there is no connection to the server")
+        interpreter = None
         if record.route is not None:
             self._route = record.route
-            self._interpreter = self._interpreter_for(record.route)
-            restore(self._interpreter, record.interpreter)
+            interpreter = self._interpreter_for(record.route)
+            restore(interpreter, record.interpreter)
         self._deadlines = {timer: now + seconds for timer, seconds in record.deadlines.items()}
         self._last_word, self._opened_at = now - record.quiet, now - record.age
         lost = self.carriage.inherit(record.carriage, inheritance)
+        self._interpreter = interpreter
         self._board.soon(partial(self._go_on, lost), self.crashed)
 
     def _go_on(self, lost: list[Carried], _: float) -> None:

@@ -30,7 +30,7 @@ FLOORS = [
         "passwords",
         "pf",
     },
-    {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
+    {"carriage", "carried", "xferlog", "records", "session", "terms", "reception", "arrival"},
     {
         "server",
         "service",
@@ -39,6 +39,7 @@ FLOORS = [
         "activation",
         "privileges",
         "vitals",
+        "succession",
     },
     {
         "config",
