@@ -232,7 +232,7 @@ class Server:
             census.clear()
 
     @property
-    def guests(self) -> list[Session | Reception | Arrival]:
+    def everybody(self) -> list[Session | Reception | Arrival]:
         """Everybody."""
         return [*self.sessions, *self._others]
 

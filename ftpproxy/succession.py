@@ -45,7 +45,7 @@ def leave(server: Server, board: Switchboard, estate: Estate) -> None:
             estate.note(_KINDS[type(guest)], record)
 
     server.listeners.leave(estate)
-    for guest in server.guests:
+    for guest in server.everybody:
         board.guard(write_down, guest, guest.crashed)
     server.forget()
 
