@@ -49,8 +49,9 @@ def bound(at: Endpoint, *, transparent: bool = False) -> socket.socket:
     (the second fails with EADDRINUSE).  IPv6 sockets are IPv6 only.  `transparent` allows an address that is
     not ours (IP_TRANSPARENT; needs CAP_NET_RAW or CAP_NET_ADMIN, else `PermissionError`).  Raises `OSError`.
     """
-    sock = socket.socket(family(at.host), socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    sock = socket.socket(family(at.host), socket.SOCK_STREAM)
     try:
+        sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if at.host.version == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

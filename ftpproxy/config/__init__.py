@@ -57,8 +57,11 @@ __all__ = [
 ]
 
 
-def load(path: Path | str) -> Config:
-    """The configuration in the file at `path`.  Raises `ConfigError` for everything that is wrong with it."""
+def load(path: Path | str, system: str = sys.platform) -> Config:
+    """The configuration in the file at `path`, for `system` (a `sys.platform`).
+
+    Raises `ConfigError` for everything that is wrong with it.
+    """
     try:
         octets = Path(path).read_bytes()
     except OSError as error:
@@ -68,11 +71,14 @@ def load(path: Path | str) -> Config:
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem(f"line {line}", "is not UTF-8")]) from None
-    return parse(text)
+    return parse(text, system)
 
 
-def parse(text: str) -> Config:
-    """The configuration in TOML `text`.  Raises `ConfigError` for everything that is wrong with it."""
+def parse(text: str, system: str | None = None) -> Config:
+    """The configuration in TOML `text`, for `system`, a `sys.platform`, or for none in particular.
+
+    Raises `ConfigError` for everything that is wrong with it.
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -89,7 +95,9 @@ def parse(text: str) -> Config:
         for number, each in enumerate(raw):
             if (table := read(each, ServiceTable, ("service", number), found)) is not None:
                 found += [(("service", number, *where), reason) for where, reason in check_service(table)]
-                services.append((number, table.service()))
+                services.append((number, service := table.service()))
+                if system is not None:
+                    found += [(("service", number, *where), reason) for where, reason in check_system(service, system)]
     else:
         found.append((("service",), "each service is a table of its own, headed [[service]] in double brackets"))
     if raw == []:

@@ -6,7 +6,6 @@ Each check yields the place and one sentence that says what to do about it.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from itertools import combinations
@@ -18,7 +17,7 @@ from .reading import Found, Where
 from .tables import ServiceTable
 from .values import Announce, AnnounceFrom, GatewayConfig, ServiceConfig
 
-__all__ = ["check_service", "check_together"]
+__all__ = ["check_service", "check_system", "check_together"]
 
 FLOORS = {"idle": (300.0, "5m"), "data_setup": (30.0, "30s")}
 """Seconds below which a time breaks honest peers: RFC 1123 section 4.1.3.2 (a server waits five minutes for the next
@@ -55,8 +54,16 @@ def check_service(service: ServiceTable) -> Iterator[Found]:
             yield ("planes", index), f'"{plane}" is there already'
         elif "relay" in service.planes[:index]:
             yield ("planes", index), f'"{plane}" is never asked: "relay" carries everything'
-        if plane == "nft" and sys.platform != "linux":
-            yield ("planes", index), '"nft" is Linux\'s packet filter; use "relay"'
+
+
+def check_system(service: ServiceConfig, system: str) -> Iterator[Found]:
+    """What this service cannot do under `system`, a `sys.platform`.  Places are relative to the service."""
+    if system != "linux":
+        if service.intercept in ("tproxy", "redirect"):
+            yield ("intercept",), f'"{service.intercept}" is of Linux'
+        for index, plane in enumerate(service.planes):
+            if plane == "nft":
+                yield ("planes", index), '"nft" is Linux\'s packet filter; use "relay"'
 
 
 def _numbers(service: ServiceTable) -> Iterator[Found]:
