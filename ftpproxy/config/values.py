@@ -24,6 +24,7 @@ __all__ = [
     "LogConfig",
     "PortSpan",
     "Problem",
+    "ProcessConfig",
     "ServiceConfig",
 ]
 
@@ -172,8 +173,19 @@ class LogConfig:
     """`[log]`."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "kv", "json", "journald", "syslog"] = "auto"
+    """How it is written and where it goes; all but `journald` and `syslog` to standard error."""
     xferlog: str | None = None
     """A file for one line a transferred file, in the form of wu-ftpd."""
+
+
+@frozen(kw_only=True)
+class ProcessConfig:
+    """`[process]`."""
+
+    user: str | None = None
+    """Whom a process that was started as root becomes; empty: it stays root.  None: `ftpproxy`, if there is such a
+    user."""
 
 
 @frozen(kw_only=True)
@@ -182,3 +194,4 @@ class Config:
 
     services: tuple[ServiceConfig, ...]
     log: LogConfig = LogConfig()
+    process: ProcessConfig = ProcessConfig()

@@ -59,6 +59,8 @@ not, a client may just be slow to read what the server's kernel still holds."""
 COUNTERS = ("forth", "back", "forth_end", "back_end")
 SELDOM = 10.0
 """Seconds between two looks at the counters of a transfer, at most."""
+SHOWN = 1.0
+"""Seconds between two looks for those who watch, however many they are."""
 DATA_SETUP = 120.0
 DATA_IDLE = 900.0
 
@@ -103,7 +105,7 @@ class NftPath:
         self._reloads = self._reloads_before = plane.elements.reloads
         self._direction: Direction | None = None
         now = plane.board.now
-        self._set_up_at = self._begun_at = self._moved_at = now
+        self._set_up_at = self._begun_at = self._moved_at = self._looked_at = now
         self._renew_at = now + plane.seconds / 2
         self._look_at = now + SELDOM
         self._up = False
@@ -129,6 +131,12 @@ class NftPath:
         self._stop_awaiting()
         if not self._up or self._ended:
             self._plane.board.soon(self._conclude, self.crashed)
+
+    def so_far(self) -> Tally | None:
+        now = self._plane.board.now
+        if not self._over and now - self._looked_at >= SHOWN:
+            self._look()
+        return self._tally(None, "") if self._up else None
 
     def close(self) -> Tally | None:
         if self._over:
@@ -163,6 +171,7 @@ class NftPath:
     def _look(self) -> None:
         """Read the counters."""
         elements = self._plane.elements
+        self._looked_at = self._plane.board.now
         before = self._payload()
         read = elements.read(*self.counters)
         if elements.reloads != self._reloads or any(now < then for now, then in zip(read, self._last, strict=True)):

@@ -103,6 +103,9 @@ class RelayPath:
     def settle(self) -> None:
         """Each leg sees its own end."""
 
+    def so_far(self) -> Tally | None:
+        return self._tally(None, "") if self._flows else None
+
     def close(self) -> Tally | None:
         if self._over or not self._flows:
             self._let_go(cleanly=False)

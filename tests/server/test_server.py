@@ -43,6 +43,9 @@ class IdlePath:
 
     def settle(self) -> None: ...
 
+    def so_far(self) -> Tally | None:
+        return self.tally
+
     def close(self) -> Tally | None:
         self.closed = True
         return self.tally
@@ -87,7 +90,7 @@ class Stage:
         }
         self.server = Server(self.board, [Service(**service)])
         self.server.listen()
-        self.at = self.server._listeners[0].at
+        self.at = next(iter(self.server.listeners)).at
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -261,9 +264,9 @@ def test_calling_ourselves_at_the_wildcard(stage: Stage) -> None:
     """Item 143: a listener at the wildcard address is at every address of ours, and at no other."""
     stage.serve(listen=[Endpoint.parse("0.0.0.0:0")], servers=None)
     assert stage.server is not None
-    assert stage.server.listens_at(Endpoint.parse("127.0.0.1:1").at(stage.at.port))
-    assert not stage.server.listens_at(Endpoint.parse("192.0.2.1:1").at(stage.at.port))
-    assert not stage.server.listens_at(Endpoint.parse("127.0.0.1:1"))
+    assert stage.server.listeners.listens_at(Endpoint.parse("127.0.0.1:1").at(stage.at.port))
+    assert not stage.server.listeners.listens_at(Endpoint.parse("192.0.2.1:1").at(stage.at.port))
+    assert not stage.server.listeners.listens_at(Endpoint.parse("127.0.0.1:1"))
 
 
 def test_a_taken_port_is_named() -> None:
@@ -295,7 +298,7 @@ def test_no_descriptor_left_is_a_pause(stage: Stage) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
         assert stage.server is not None
-        stage.until(lambda: stage.server is not None and stage.server._listeners[0].paused)
+        stage.until(lambda: stage.server is not None and all(listener.paused for listener in stage.server.listeners))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     stage.server._sweep(stage.board.now)
