@@ -640,7 +640,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     file.write_bytes(b"[log]\n# \xff\n")
     assert reasons() == [Problem("line 2", "is not UTF-8")]
     file.write_text(FORWARD)
-    assert load(file) == parse(FORWARD)
+    assert load(file, "linux") == parse(FORWARD)
 
 
 # -- show -------------------------------------------------------------------------------------------------------------
@@ -819,7 +819,7 @@ def test_required_keys_are_documented_as_such() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_valid(example: Path) -> None:
-    load(example)
+    load(example, "linux")
 
 
 def test_the_messages_of_the_documentation_are_real() -> None:

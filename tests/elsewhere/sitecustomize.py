@@ -15,6 +15,7 @@ import selectors
 import signal
 import socket
 import sys
+import sysconfig
 import types
 from typing import Any
 
@@ -50,6 +51,7 @@ def _take_away() -> None:
     selectors.DefaultSelector = selectors.PollSelector  # type: ignore[assignment, misc]
     sys.modules["pyroute2"] = None  # type: ignore[assignment]  # importing it raises ModuleNotFoundError
     sys.addaudithook(_refuse)
+    sysconfig.get_config_vars()  # of this Python, which is kept under this platform's name
     sys.platform = "freebsd15"
 
 
