@@ -55,8 +55,10 @@ class Unreadable(Exception):
     """What was left cannot be read; says why."""
 
 
-class _HasFileno(Protocol):
+class _Descriptor(Protocol):
     def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
 
 
 class Octets(NamedTuple):
@@ -70,7 +72,8 @@ class Estate:
     """What is being left.  Nothing of it is closed here: that is for the end of the process."""
 
     def __init__(self) -> None:
-        self._left: list[_HasFileno] = []
+        self.left: list[_Descriptor] = []
+        """Whose descriptors they are."""
         self._clients: list[int] = []
         self._octets = _memory("ftpproxy-octets")
         self._lines: list[bytes] = []
@@ -79,12 +82,12 @@ class Estate:
         """How many records there are."""
         return len(self._lines)
 
-    def descriptor(self, thing: _HasFileno, *, client: bool = False) -> int:
+    def descriptor(self, thing: _Descriptor, *, client: bool = False) -> int:
         """Leave a descriptor; its number.  `client`: it is a client's control connection, which may be told 421."""
-        self._left.append(thing)
+        self.left.append(thing)
         if client:
-            self._clients.append(len(self._left) - 1)
-        return len(self._left) - 1
+            self._clients.append(len(self.left) - 1)
+        return len(self.left) - 1
 
     def octets(self, octets: bytes) -> Octets:
         """Leave octets."""
@@ -101,7 +104,7 @@ class Estate:
         header = {
             "version": VERSION,
             "program": __version__,
-            "descriptors": len(self._left),
+            "descriptors": len(self.left),
             "octets": self._octets.tell(),
             "clients": self._clients,
         }
@@ -114,17 +117,17 @@ class Estate:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE)
             try:
                 socket.send_fds(end, [b"0"], [state.fileno(), octets.fileno()])
-                for start in range(0, len(self._left), MOST_DESCRIPTORS):
-                    some = self._left[start : start + MOST_DESCRIPTORS]
+                for start in range(0, len(self.left), MOST_DESCRIPTORS):
+                    some = self.left[start : start + MOST_DESCRIPTORS]
                     socket.send_fds(end, [b"1"], [each.fileno() for each in some])
             except OSError as error:
                 queue.close()
-                raise EstateError(f"{len(self._left)} descriptors cannot be left: {error.strerror}") from error
+                raise EstateError(f"{len(self.left)} descriptors cannot be left: {error.strerror}") from error
         return queue
 
     def refuse(self, words: bytes) -> int:
         """It cannot be left: say `words` to the clients that may be told; how many heard them."""
-        return sum(_say(self._left[number].fileno(), words) for number in self._clients)
+        return sum(_say(self.left[number].fileno(), words) for number in self._clients)
 
 
 class Inheritance:

@@ -6,14 +6,18 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ftpproxy.dtp.plane import PathOwner, Refused
 from ftpproxy.endpoints import Endpoint, Side
+from ftpproxy.estate import Estate, Inheritance
+from ftpproxy.freezing import thaw
 from ftpproxy.paths import Direction, PathSpec, Tally
 from ftpproxy.pi.actions import Timer
 from ftpproxy.pi.policy import Timeouts
+from ftpproxy.records import SessionRecord
 from ftpproxy.session import Session, Terms
 from ftpproxy.switchboard import Switchboard
 
@@ -42,6 +46,9 @@ class ScriptedPath:
     def close(self) -> None:
         self._asked.append("close")
 
+    def leave(self, estate: Estate) -> str:
+        return "as it is"
+
 
 class ScriptedPlane:
     """Answers each `open` with the script's next `opened` or `refused`."""
@@ -64,6 +71,12 @@ class ScriptedPlane:
         self.path = ScriptedPath(owner, *scripts.opened(answer), self.asked)
         return self.path
 
+    def inherit(self, left: Any, owner: PathOwner, inheritance: Inheritance) -> ScriptedPath:
+        assert self.path is not None
+        assert left == "as it is"
+        self.path.owner = owner
+        return self.path
+
     def close(self) -> None: ...
 
 
@@ -79,19 +92,20 @@ class Stage:
         here, _ = listener.accept()
         # The session calls a loopback listener but believes the addresses of the script.
         monkeypatch.setattr("ftpproxy.session.Route", lambda *_: script.route)
+        self.terms = Terms(
+            service="test",
+            policy=script.policy,
+            timeouts=Timeouts(),
+            planes=[self.plane],
+            **script.terms,
+        )
         self.session = Session(
             1,
             here,
             client=script.route.client,
             orig_server=script.route.orig_server,
             server=Endpoint.from_sockaddr(listener.getsockname()),
-            terms=Terms(
-                service="test",
-                policy=script.policy,
-                timeouts=Timeouts(),
-                planes=[self.plane],
-                **script.terms,
-            ),
+            terms=self.terms,
             board=self.board,
             ended=self.ended.append,
         )
@@ -144,6 +158,30 @@ class Stage:
             self.settle()
         assert self.plane.asked, "nothing was asked of the plane"
         return self.plane.asked.pop(0)
+
+    def succeed(self) -> None:
+        """The session goes on in another one, which knows of it what an estate has carried."""
+        estate = Estate()
+        estate.note("session", self.session.leave(estate))
+        inheritance = Inheritance(estate.sealed())
+        for end in estate.left:
+            end.close()
+        ((_, left),) = inheritance.read()
+        record = thaw(left, SessionRecord)
+        self.session = Session(
+            1,
+            inheritance.take(record.ends[Side.CLIENT].descriptor),
+            client=record.client,
+            orig_server=record.orig_server,
+            server=record.server,
+            terms=self.terms,
+            board=self.board,
+            ended=self.ended.append,
+            call=False,
+        )
+        self.session.inherit(record, inheritance)
+        inheritance.close()
+        self.settle()
 
     def close(self) -> None:
         self.session.dismiss("the test is over")
@@ -198,9 +236,12 @@ def stage(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 
 @pytest.mark.parametrize("path", scripts.DIALOGUES, ids=lambda path: path.stem)
-def test_dialogue(path: Path, stage: Stage) -> None:
+@pytest.mark.parametrize("successive", [False, True], ids=["one", "successive"])
+def test_dialogue(path: Path, stage: Stage, successive: bool) -> None:
     for line in scripts.read(path).lines:
         try:
+            if successive and not stage.session.over:
+                stage.succeed()
             stage.play(line)
         except AssertionError as error:
             raise AssertionError(f"{path.name}:{line.number}: {error}") from error
