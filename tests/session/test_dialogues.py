@@ -181,7 +181,7 @@ class Stage:
         )
         self.session.inherit(record, inheritance)
         inheritance.close()
-        self.settle()
+        self.board.turn()
 
     def close(self) -> None:
         self.session.dismiss("the test is over")
