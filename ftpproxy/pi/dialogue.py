@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from ..endpoints import Side
 from ..wire.command import Command
 from ..wire.reply import reply
-from .actions import Action, Chunk
+from .actions import Action, Chunk, Denied
+from .filter import Refusal
 from .ledger import Ledger, Turn
+from .masking import loggable
 from .verbs import Kind
 
 __all__ = ["NO_COMMAND", "Dialogue"]
@@ -51,6 +53,12 @@ class Dialogue:
             self.ledger.add(Turn(NO_COMMAND, Kind.ORDINARY, reply(code, text)))
         else:
             self.say(code, text)
+
+    def refuse(self, command: Command, refusal: Refusal, *, logged_in: bool = True) -> None:
+        """Answer a command that is not to reach the server, and have it logged if a rule says so."""
+        if refusal.rule:
+            self.act(Denied(loggable(command.line, logged_in=logged_in), refusal.rule, refusal.by))
+        self.answer(refusal.code, refusal.text)
 
     def pass_on(self, lines: Iterable[bytes]) -> None:
         """Lines of the server, with their line ends."""
