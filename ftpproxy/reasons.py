@@ -57,12 +57,12 @@ class Code(Enum):
     DATA_UNREACHABLE = "data.unreachable"
     DATA_FIREWALL = "data.firewall"
     DATA_MISSING = "data.missing"
-    DATA_STRANGERS = "data.strangers"
     DATA_BROKEN = "data.broken"
     DATA_IDLE = "data.idle"
     DATA_CUT = "data.cut"
     DATA_UNASKED = "data.unasked"
 
+    PROXY_DENIED = "proxy.denied"
     POLICY_CLIENT = "policy.client"
     POLICY_COMMAND = "policy.command"
     POLICY_PORT = "policy.port"

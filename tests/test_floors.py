@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ftpproxy"
 FLOORS = [
-    {"endpoints", "routes", "paths"},
+    {"endpoints", "routes", "paths", "freezing", "reasons"},
     {"wire"},
     {"pi"},
     {
@@ -27,6 +27,7 @@ FLOORS = [
         "errands",
         "resolver",
         "passwords",
+        "pf",
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
     {"server", "service", "listeners", "announce", "activation", "privileges"},

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 def run(config: Config) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error."""
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format)
+    if any("pf" in service.planes for service in config.services):
+        return _fail('the plane "pf" cannot be served yet', EX_UNAVAILABLE)
     _spare_the_collector()
     _raise_descriptor_limit(config)
     claim: Claim | None = None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from attrs import frozen
 
 from ..paths import Direction, PathSpec
-from ..reasons import Code, Reason
+from ..reasons import Code
 
 __all__ = [
     "Action",
@@ -112,7 +112,8 @@ class Arm:
 class Hangup:
     """Send what is in the output, then close both control connections."""
 
-    reason: Reason
+    reason: str
+    """Mostly a `Reason`, which has its code."""
     drain: bool
     """Settled data connections may go on to their end; otherwise they are cut as well."""
 

@@ -26,8 +26,12 @@ LONG_LINE = Reason(Code.SERVER_FOREIGN, "The server sent a line that is too long
 LONG_REPLY = Reason(Code.SERVER_FOREIGN, "The server sent a reply that is too long.")
 
 
-def closed(side: Side) -> Reason:
-    """A side ended its stream, and nobody had said that it would."""
+def closed(side: Side, *, quit: bool, dismissed: bool) -> Reason:
+    """A side ended its stream, perhaps after the client's QUIT, or the server's 421."""
+    if quit:
+        return QUIT
+    if dismissed and side is Side.SERVER:
+        return DISMISSED
     return Reason(Code.CLIENT_CLOSED if side is Side.CLIENT else Code.SERVER_CLOSED, f"the {side} closed")
 
 

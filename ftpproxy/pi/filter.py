@@ -24,6 +24,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+from attrs import define, field
+
+from ..freezing import GIVEN
 from ..reasons import Code, Reason
 from ..wire.command import Command
 from . import endings
@@ -126,8 +129,10 @@ def _rules(policy: Policy) -> Iterable[_Rule]:
         yield _Rule(frozenset(_TLS), b"", None, _NO_TLS)
         yield _Rule(frozenset(_IN_TLS), b"", None, _NOT_SECURED)
     for each in policy.commands:
-        refusal = None if each.allow else (_FORBIDDEN if each.argument else _NOT_HERE)._replace(
-            rule=f"commands: {each.command}"
+        refusal = (
+            None
+            if each.allow
+            else (_FORBIDDEN if each.argument else _NOT_HERE)._replace(rule=f"commands: {each.command}")
         )
         yield _rule(each.command, refusal, each.argument)
     for command in policy.deny:
@@ -223,15 +228,14 @@ def refuses_login(verb: bytes, code: int) -> bool:
     return code in (430, 530) and verb in (b"USER", b"PASS", b"ACCT")
 
 
+@define(eq=False)
 class Patience:
     """What one session has done that only an attack does often.  Each method is asked once for each event and
     returns the reason when the session is to end."""
 
-    __slots__ = ("_policy", "_refused_logins", "_unknown_verbs")
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self._refused_logins = self._unknown_verbs = 0
+    _policy: Policy = field(metadata=GIVEN)
+    _refused_logins: int = field(init=False, default=0)
+    _unknown_verbs: int = field(init=False, default=0)
 
     def login_failed(self) -> Reason | None:
         """USER, PASS or ACCT was refused (see `refuses_login`), by the server or by us."""
