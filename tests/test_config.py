@@ -490,9 +490,9 @@ BAD: list[tuple[str, list[str]]] = [
         changed(FORWARD, intercept='"none"'),
         [
             (
-                'service "lan".intercept: forward mode needs "tproxy" or "redirect": '
-                "without them nobody knows whom the client dialled"
-            )
+                'service "lan".intercept: forward mode needs "auto", "tproxy" or "redirect": '
+                "else nobody knows whom the client dialled"
+            ),
         ],
     ),
     (

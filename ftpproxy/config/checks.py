@@ -201,7 +201,7 @@ def _mode(service: ServiceTable) -> Iterator[Found]:
         if service.intercept == "none":
             yield (
                 ("intercept",),
-                ('forward mode needs "tproxy" or "redirect": without them nobody knows whom the client dialled'),
+                'forward mode needs "auto", "tproxy" or "redirect": else nobody knows whom the client dialled',
             )
         if service.servers:
             yield ("servers",), "belongs to reverse mode; in forward mode the client chooses the server"

@@ -156,7 +156,7 @@ class ServiceConfig:
     name: str
     mode: Literal["forward", "reverse", "gateway"]
     listen: tuple[Endpoint, ...]
-    intercept: Literal["tproxy", "redirect", "none"]
+    intercept: Literal["auto", "tproxy", "redirect", "none"]
     clients: tuple[IPNetwork, ...] = ()
     """Who may use it; empty: everybody."""
     servers: tuple[Endpoint, ...] = ()
@@ -185,6 +185,17 @@ class ServiceConfig:
     """Clients with another policy, whole."""
     limits: Limits = Limits()
     timeouts: Timeouts = DEFAULT_TIMEOUTS
+
+    @property
+    def redirection(self) -> Literal["tproxy", "redirect", "none"]:
+        """What our own rules do for it: `intercept`, and for "auto" what suits its listeners."""
+        if self.intercept != "auto":
+            return self.intercept
+        if any(at.host.is_unspecified for at in self.listen):
+            return "redirect"  # TPROXY wants a specific address
+        if self.mode == "reverse" and not any(at.host.is_loopback for at in self.listen):
+            return "none"
+        return "tproxy"
 
     @property
     def policies(self) -> Policies:
