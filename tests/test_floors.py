@@ -19,6 +19,7 @@ FLOORS = [
         "channels",
         "dial",
         "sockets",
+        "classic",
         "log",
         "logforms",
         "logsinks",
@@ -30,8 +31,27 @@ FLOORS = [
         "pf",
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
-    {"server", "service", "listeners", "announce", "activation", "privileges"},
-    {"config", "cli", "advice", "doctor", "rules", "lab", "compose", "__main__"},
+    {
+        "server",
+        "service",
+        "listeners",
+        "announce",
+        "activation",
+        "privileges",
+        "vitals",
+    },
+    {
+        "config",
+        "cli",
+        "advice",
+        "doctor",
+        "rules",
+        "lab",
+        "compose",
+        "daemon",
+        "dropin",
+        "__main__",
+    },
 ]
 PURE = {"trio", "socket", "ssl", "os", "time", "logging", "select", "selectors", "threading", "asyncio"}
 PROTOCOLS = {"ftpproxy.dtp.plane", "ftpproxy.intercept.interceptor"}

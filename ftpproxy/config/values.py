@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 from attrs import frozen
 
 from ..endpoints import Endpoint, IPAddress
+from ..log import Format
 from ..pf.anchor import Dialect, RuleOptions, native_dialect
 from ..pi.destinations import Destination
 from ..pi.policy import IPNetwork, NetworkRule, Policies, Policy, Timeouts
@@ -156,7 +157,7 @@ class ServiceConfig:
     name: str
     mode: Literal["forward", "reverse", "gateway"]
     listen: tuple[Endpoint, ...]
-    intercept: Literal["tproxy", "redirect", "none"]
+    intercept: Literal["auto", "tproxy", "redirect", "none"]
     clients: tuple[IPNetwork, ...] = ()
     """Who may use it; empty: everybody."""
     servers: tuple[Endpoint, ...] = ()
@@ -187,17 +188,31 @@ class ServiceConfig:
     timeouts: Timeouts = DEFAULT_TIMEOUTS
 
     @property
+    def redirection(self) -> Literal["tproxy", "redirect", "none"]:
+        """What our own rules do for it: `intercept`, and for "auto" what suits its listeners."""
+        if self.intercept != "auto":
+            return self.intercept
+        if any(at.host.is_unspecified for at in self.listen):
+            return "redirect"  # TPROXY wants a specific address
+        if self.mode == "reverse" and not any(at.host.is_loopback for at in self.listen):
+            return "none"
+        return "tproxy"
+
+    @property
     def policies(self) -> Policies:
         return Policies(self.policy, self.rules)
+
+
+Level = Literal["debug", "info", "notice", "warning", "error", "critical"]
 
 
 @frozen(kw_only=True)
 class LogConfig:
     """`[log]`."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "kv", "json", "journald", "syslog"] = "auto"
-    """How it is written and where it goes; all but `journald` and `syslog` to standard error."""
+    level: Level = "info"
+    format: Format = "auto"
+    """How it is written and where it goes; all but `journald` and those of syslog to standard error."""
     xferlog: str | None = None
     """A file for one line a transferred file, in the form of wu-ftpd."""
 
