@@ -15,8 +15,8 @@ from typing import Any
 from .endpoints import Endpoint
 from .estate import Estate
 from .freezing import freeze, thaw
-from .records import ArrivalRecord
 from .reasons import Code, Reason
+from .records import ArrivalRecord
 from .switchboard import READ, Switchboard
 from .wire.proxyheader import BadHeader, HeaderReader, ProxyHeader
 

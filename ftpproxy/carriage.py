@@ -24,8 +24,8 @@ from .intercept.interceptor import GateError
 from .paths import Direction, Tally
 from .pi.actions import DropPath, EndTransfer, OpenPath, SettlePath, StartPath
 from .pi.interpreter import ProtocolInterpreter
-from .records import CarriageRecord, CarriedRecord
 from .reasons import Code, fields
+from .records import CarriageRecord, CarriedRecord
 from .switchboard import Switchboard
 from .terms import Terms
 

@@ -28,8 +28,8 @@ from .pi.actions import Arm, Denied, Need, Timer
 from .pi.handover import HandOver
 from .pi.login import Dial, LetGo, LoginAction, LoginInterpreter
 from .pi.wishes import LoginSettings, Verify
-from .records import End, ReceptionRecord
 from .reasons import Code, Reason, code_of
+from .records import End, ReceptionRecord
 from .resolver import CallByName
 from .switchboard import READ, Switchboard
 from .terms import Terms

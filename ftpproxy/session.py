@@ -36,8 +36,8 @@ from .log import event
 from .pi.actions import Action, Arm, Chunk, Denied, Hangup, LoginFailed, Need, Timer
 from .pi.handover import HandOver
 from .pi.interpreter import ProtocolInterpreter
-from .records import End, SessionRecord
 from .reasons import Code, Reason, code_of
+from .records import End, SessionRecord
 from .routes import Route
 from .switchboard import READ, Switchboard
 from .terms import Terms
