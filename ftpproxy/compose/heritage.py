@@ -1,0 +1,174 @@
+"""From one process to the next: how an estate gets there, and who gets what of it.
+
+    systemd     `systemctl restart` ends us with SIGUSR2 (RestartKillSignal=) and keeps our one descriptor in its store
+                (FDSTORE=1) until the next process finds it among those that it is passed
+    by itself   without a supervisor SIGUSR2 starts the program anew in this process (execve(2)), with the descriptor
+
+Who starts takes the estate in the order in which things are needed: the listeners when it listens, the table before it
+would load one, sessions and all others last, when everything stands that serves them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from .. import netfilter
+from ..activation import Inherited, NotifyError, Supervisor
+from ..endpoints import Endpoint
+from ..estate import Estate, EstateError, Inheritance, Unreadable
+from ..freezing import Unthawable, thaw
+from ..log import event
+from ..records import ListenerRecord
+from ..server import Server
+from ..succession import FAREWELL, inherit, leave
+from ..switchboard import Switchboard
+from ..wire.reply import reply
+
+__all__ = ["ESTATE", "Heritage", "Successor"]
+
+ESTATE = "ftpproxy-estate"
+"""Its name in a descriptor store."""
+VARIABLE = "FTPPROXY_ESTATE"
+"""Its number, for a process that goes on as another program."""
+
+log = logging.getLogger(__name__)
+
+
+class Heritage:
+    """What a predecessor has left, if there was one."""
+
+    def __init__(self, inheritance: Inheritance | None = None) -> None:
+        self._inheritance = inheritance
+        self._records: list[tuple[str, Any]] = []
+        if inheritance is not None:
+            try:
+                self._records = inheritance.read()
+            except Unreadable as error:
+                event(log, logging.ERROR, "restart.unreadable", reason=error)
+
+    @classmethod
+    def found(
+        cls, passed: list[Inherited], environment: MutableMapping[str, str] = os.environ
+    ) -> Heritage:
+        """The estate among what was `passed` to us, from which it goes, or in our environment."""
+        descriptors = [each.descriptor for each in passed if each.name == ESTATE]
+        passed[:] = [each for each in passed if each.name != ESTATE]
+        number = environment.pop(VARIABLE, "")
+        if number.isdecimal():
+            descriptors.append(int(number))
+        for descriptor in descriptors[1:]:
+            os.close(descriptor)  # nobody takes up two
+        for descriptor in descriptors[:1]:
+            try:
+                return cls(Inheritance(socket.socket(fileno=descriptor)))
+            except (Unreadable, OSError) as error:
+                event(log, logging.ERROR, "restart.unreadable", reason=error)
+        return cls()
+
+    def __bool__(self) -> bool:
+        return self._inheritance is not None
+
+    def listeners(self) -> dict[str, dict[Endpoint, socket.socket]]:
+        """Listening sockets by service, and by where the configuration had them."""
+        found: dict[str, dict[Endpoint, socket.socket]] = {}
+        for left in self._of("listener"):
+            try:
+                record = thaw(left, ListenerRecord)
+                assert self._inheritance is not None
+                found.setdefault(record.service, {})[record.wanted] = self._inheritance.take(record.descriptor)
+            except Unthawable as error:
+                event(log, logging.ERROR, "restart.damaged", what="listener", reason=error)
+        return found
+
+    def table(self, elements: netfilter.Elements) -> bool:
+        """Let `elements` know those that stand in our table; whether the table itself can stay as it is."""
+        for left in self._of("table"):
+            try:
+                record = thaw(left, netfilter.TableRecord)
+            except Unthawable as error:
+                event(log, logging.ERROR, "restart.damaged", what="table", reason=error)
+            else:
+                return elements.inherit(record)
+        return False
+
+    def sessions(self, server: Server) -> None:
+        """Go on with everybody, tell those who cannot go on, and close the rest."""
+        if (inheritance := self._inheritance) is None:
+            return
+        heirs = inherit(server, self._records, inheritance)
+        for why in inheritance.damaged:
+            event(log, logging.ERROR, "restart.damaged", what="record", reason=why)
+        event(
+            log,
+            logging.INFO,
+            "restart.inherited",
+            sessions=heirs.sessions,
+            others=heirs.others or None,
+            lost=heirs.lost + len(inheritance.damaged) or None,
+            told=inheritance.refuse(reply(421, FAREWELL)) or None,
+            program=inheritance.program or None,
+        )
+        inheritance.close()
+        self._inheritance = None
+        self._records.clear()
+
+    def close(self) -> None:
+        """The start has failed: tell everybody."""
+        if self._inheritance is not None:
+            self._inheritance.refuse(reply(421, FAREWELL))
+            self._inheritance.close()
+            self._inheritance = None
+
+    def _of(self, kind: str) -> list[Any]:
+        return [left for name, left in self._records if name == kind]
+
+
+class Successor:
+    """The process that comes next, once somebody has asked for it."""
+
+    def __init__(self, supervisor: Supervisor, command: Sequence[str] = ()) -> None:
+        """`command` starts the program where there is no supervisor; empty: it cannot be."""
+        self._supervisor = supervisor
+        self._command = command
+        self._queue: socket.socket | None = None
+        self.left = False
+        """Everything has gone to it: nothing is to be closed, removed or said any more."""
+
+    def provide(self, server: Server, board: Switchboard, elements: netfilter.Elements | None) -> None:
+        """Leave it everything that is here; `server` and its listeners are empty afterwards.
+
+        Where it cannot be, clients are told, and sessions end.
+        """
+        estate = Estate()
+        sessions = len(server.sessions)
+        leave(server, board, estate)
+        if elements is not None:
+            estate.note("table", elements.leave())
+        try:
+            self._queue = estate.sealed()
+            if self._supervisor:
+                self._supervisor.store(ESTATE, [self._queue.fileno()])
+                self._supervisor.barrier()
+        except (EstateError, NotifyError) as error:
+            event(log, logging.ERROR, "restart.failed", reason=error)
+            estate.refuse(reply(421, FAREWELL))
+            for thing in estate.left:
+                thing.close()
+        else:
+            self.left = True
+            event(log, logging.INFO, "restart.left", sessions=sessions)
+
+    def begin(self) -> None:
+        """Become it, if nobody else starts it.  Returns only where that is not so.  Raises `OSError`."""
+        if self.left and not self._supervisor and self._command:
+            assert self._queue is not None
+            os.set_inheritable(self._queue.fileno(), True)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            environment = {**os.environ, VARIABLE: str(self._queue.fileno())}
+            os.execve(self._command[0], list(self._command), environment)
