@@ -24,6 +24,8 @@ if [ "${1:-}" = peers ]; then
     [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
     need sysctl procps
     need systemd-analyze systemd
+    need mandoc mandoc
+    need xinetd xinetd
 fi
 if [ "${1:-}" = system ]; then
     need debootstrap debootstrap
