@@ -244,6 +244,16 @@ def _counted(message: memoryview) -> Count:
     )
 
 
+@frozen
+class TableRecord:
+    """What a successor must know of our table, which stays where it is."""
+
+    form: str
+    handle: bytes
+    standing: tuple[tuple[Element, float], ...]
+    """With the seconds that each has left."""
+
+
 class Elements:
     """The elements of our table, through one netlink socket that stays open (closing one costs up to 14 ms).
 
@@ -252,10 +262,13 @@ class Elements:
     packet filter.
     """
 
-    def __init__(self, reload: Callable[[], None] | None = None) -> None:
+    def __init__(self, reload: Callable[[], None] | None = None, form: str = "") -> None:
+        """`form` tells one text of the table from another."""
         self._reload = reload
+        self._form = form
         self._handle: bytes | None = None
         self._standing: dict[tuple[str, bytes], tuple[Element, float]] = {}  # and until when, if nobody removes it
+        self._left: dict[tuple[str, bytes], tuple[Element, float]] = {}  # by a predecessor, for who adds it
         self._prune_at = 0.0
         self.reloads = 0
         """How often the table was loaded again: then all counters began again."""
@@ -271,14 +284,22 @@ class Elements:
         `FileNotFoundError` if our table is gone (flushed by somebody) and cannot be loaded again, other `OSError` as
         the kernel has it.
         """
-        try:
-            self._exchange(elements, add=True)
-        except FileNotFoundError as error:
-            self._mend(error)
-            self._exchange(elements, add=True)
         now = time.monotonic()
+        fresh = tuple(element for element in elements if not self._is_left(element, now))
+        if fresh:
+            try:
+                self._exchange(fresh, add=True)
+            except FileNotFoundError as error:
+                self._mend(error)
+                self._exchange(fresh, add=True)
         for element in elements:
-            self._standing[element.map, element.key] = element, now + element.seconds
+            place = element.map, element.key
+            self._standing[place] = self._left.pop(place, (element, now + element.seconds))
+
+    def _is_left(self, element: Element, now: float) -> bool:
+        """Whether it stands already, as a predecessor has left it."""
+        left, until = self._left.get((element.map, element.key), (None, 0.0))
+        return left is not None and left.data == element.data and until > now
 
     def remove(self, *elements: Element) -> None:
         """Remove them (at most 100); what is gone already (timed out, flushed) counts as removed.  Raises `OSError`
@@ -319,6 +340,33 @@ class Elements:
         if handle is None or handle != self._handle:
             self._mend(_failure(errno.ENOENT))
 
+    def leave(self) -> TableRecord:
+        """Leave the table to a successor, as it stands."""
+        now = time.monotonic()
+        standing = [(element, until - now) for element, until in self._standing.values() if until > now]
+        return TableRecord(self._form, self._handle or b"", tuple(standing))
+
+    def inherit(self, record: TableRecord) -> None:
+        """What stands in the table that a predecessor has left.  Who adds one of these finds it standing; the others go
+        with `drop_left`.  `check` loads the table again, with all of them, if it is another one or of another form."""
+        now = time.monotonic()
+        self._handle = record.handle if record.form == self._form else b""
+        self._left = {(element.map, element.key): (element, now + seconds) for element, seconds in record.standing}
+
+    def keep(self, *elements: Element) -> None:
+        """These, which a predecessor has left, are ours; nothing happens where they are gone."""
+        for element in elements:
+            if (left := self._left.pop((element.map, element.key), None)) is not None:
+                self._standing[element.map, element.key] = left
+
+    def drop_left(self) -> None:
+        """Remove what a predecessor has left and nobody wants.  Raises `OSError`."""
+        left, self._left = self._left, {}
+        now = time.monotonic()
+        for element, until in left.values():
+            if until > now:
+                self.remove(element)
+
     def close(self) -> None:
         """Close the socket.  The elements stay until they are removed or time out."""
         self._socket.close()
@@ -342,7 +390,8 @@ class Elements:
         self.reloads += 1
         self._handle = self._table_handle()
         now = time.monotonic()
-        standing = [evolve(each, seconds=until - now) for each, until in self._standing.values() if until - now > 0.1]
+        known = (*self._standing.values(), *self._left.values())
+        standing = [evolve(each, seconds=until - now) for each, until in known if until - now > 0.1]
         for start in range(0, len(standing), MOST_IN_A_BATCH):
             self._exchange(tuple(standing[start : start + MOST_IN_A_BATCH]), add=True)
         event(log, logging.WARNING, "table.reloaded", table=f"inet {TABLE}", elements=len(standing))

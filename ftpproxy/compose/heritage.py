@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 class Heritage:
     """What a predecessor has left, if there was one."""
 
-    def __init__(self, inheritance: Inheritance | None = None) -> None:
+    def __init__(self, supervisor: Supervisor, inheritance: Inheritance | None = None) -> None:
+        self._supervisor = supervisor
         self._inheritance = inheritance
         self._records: list[tuple[str, Any]] = []
         if inheritance is not None:
@@ -52,9 +53,7 @@ class Heritage:
                 event(log, logging.ERROR, "restart.unreadable", reason=error)
 
     @classmethod
-    def found(
-        cls, passed: list[Inherited], environment: MutableMapping[str, str] = os.environ
-    ) -> Heritage:
+    def found(cls, passed: list[Inherited], environment: MutableMapping[str, str] = os.environ) -> Heritage:
         """The estate among what was `passed` to us, from which it goes, or in our environment."""
         descriptors = [each.descriptor for each in passed if each.name == ESTATE]
         passed[:] = [each for each in passed if each.name != ESTATE]
@@ -65,10 +64,10 @@ class Heritage:
             os.close(descriptor)  # nobody takes up two
         for descriptor in descriptors[:1]:
             try:
-                return cls(Inheritance(socket.socket(fileno=descriptor)))
+                return cls(supervisor, Inheritance(socket.socket(fileno=descriptor)))
             except (Unreadable, OSError) as error:
                 event(log, logging.ERROR, "restart.unreadable", reason=error)
-        return cls()
+        return cls(supervisor)
 
     def __bool__(self) -> bool:
         return self._inheritance is not None
@@ -86,20 +85,22 @@ class Heritage:
         return found
 
     def table(self, elements: netfilter.Elements) -> bool:
-        """Let `elements` know those that stand in our table; whether the table itself can stay as it is."""
+        """Let `elements` know what stands in our table; whether there is one."""
         for left in self._of("table"):
             try:
                 record = thaw(left, netfilter.TableRecord)
             except Unthawable as error:
                 event(log, logging.ERROR, "restart.damaged", what="table", reason=error)
             else:
-                return elements.inherit(record)
+                elements.inherit(record)
+                return True
         return False
 
     def sessions(self, server: Server) -> None:
         """Go on with everybody, tell those who cannot go on, and close the rest."""
         if (inheritance := self._inheritance) is None:
             return
+        self._inheritance = None
         heirs = inherit(server, self._records, inheritance)
         for why in inheritance.damaged:
             event(log, logging.ERROR, "restart.damaged", what="record", reason=why)
@@ -114,8 +115,11 @@ class Heritage:
             program=inheritance.program or None,
         )
         inheritance.close()
-        self._inheritance = None
         self._records.clear()
+        try:
+            self._supervisor.forget(ESTATE)
+        except NotifyError as error:  # then it will be found empty of clients, and closed
+            event(log, logging.WARNING, "supervisor.deaf", reason=error)
 
     def close(self) -> None:
         """The start has failed: tell everybody."""

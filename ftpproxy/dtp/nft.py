@@ -34,8 +34,11 @@ administrator's forwards pass no chain and are not counted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ..endpoints import ANY_PORT, Endpoint, IPAddress, Side
+from ..estate import Estate, Inheritance
+from ..freezing import Unthawable
 from ..intercept.interceptor import PortRange
 from ..netfilter import ELEMENT_SECONDS, Count, Element, Elements, called, carried, of_path
 from ..paths import Await, Direction, PathSpec, Tally
@@ -128,6 +131,9 @@ class NftPath:
         if not self._over and now - self._looked_at >= SHOWN:
             self._look()
         return self._tally(None, "") if self._up else None
+
+    def leave(self, estate: Estate) -> Any:
+        return None
 
     def close(self) -> Tally | None:
         if self._over:
@@ -385,6 +391,9 @@ class NftPlane:
             others.append(out)
         self.elements.remove(once)
         self.elements.remove(*others)
+
+    def inherit(self, left: Any, owner: PathOwner, inheritance: Inheritance) -> NftPath:
+        raise Unthawable("not yet")
 
     def close(self) -> None:
         self.paths.close()
