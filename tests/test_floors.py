@@ -26,7 +26,7 @@ FLOORS = [
         "resolver",
         "passwords",
     },
-    {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
+    {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival", "glance", "tap"},
     {"server", "service", "listeners", "announce"},
     {"config", "cli", "advice", "doctor", "rules", "lab", "compose", "__main__"},
 ]
