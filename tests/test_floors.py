@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ftpproxy"
 FLOORS = [
-    {"endpoints", "routes", "paths"},
+    {"endpoints", "routes", "paths", "freezing"},
     {"wire"},
     {"pi"},
     {
@@ -20,6 +20,8 @@ FLOORS = [
         "dial",
         "sockets",
         "log",
+        "logforms",
+        "logsinks",
         "netfilter",
         "table",
         "errands",
@@ -27,7 +29,7 @@ FLOORS = [
         "passwords",
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival", "glance", "tap"},
-    {"server", "service", "listeners", "announce"},
+    {"server", "service", "listeners", "announce", "control", "activation", "privileges"},
     {"config", "cli", "advice", "doctor", "rules", "lab", "compose", "__main__"},
 ]
 PURE = {"trio", "socket", "ssl", "os", "time", "logging", "select", "selectors", "threading", "asyncio"}

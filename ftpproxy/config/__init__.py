@@ -20,21 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from ..pi.policy import CommandRule
-from .checks import check_service, check_together
+from .checks import check_control, check_service, check_together
 from .reading import Found, key_path, read
-from .tables import CommandRuleTable, ServiceTable, keys
+from .tables import GENERAL, CommandRuleTable, ServiceTable, keys
 from .values import (
     Announce,
     AnnounceFrom,
     AnnounceTo,
     Config,
     ConfigError,
+    ControlConfig,
     GatewayConfig,
     IPNetwork,
     Limits,
     LogConfig,
     PortSpan,
     Problem,
+    ProcessConfig,
     ServiceConfig,
 )
 
@@ -44,12 +46,14 @@ __all__ = [
     "AnnounceTo",
     "Config",
     "ConfigError",
+    "ControlConfig",
     "GatewayConfig",
     "IPNetwork",
     "Limits",
     "LogConfig",
     "PortSpan",
     "Problem",
+    "ProcessConfig",
     "ServiceConfig",
     "load",
     "parse",
@@ -80,9 +84,11 @@ def parse(text: str) -> Config:
         raise ConfigError([Problem(place or "", f"is not TOML: {what}")]) from None
 
     found: list[Found] = []
-    for key in data.keys() - {"service", "log"}:
+    for key in data.keys() - {"service", *GENERAL}:
         found.append(((key,), _unknown_section(key)))
-    log = read(data.get("log", {}), LogConfig, ("log",), found)
+    general: dict[str, Any] = {name: read(data.get(name, {}), table, (name,), found) for name, table in GENERAL.items()}
+    if general["control"] is not None:
+        found += [(("control", *where), reason) for where, reason in check_control(general["control"])]
     services: list[tuple[int, ServiceConfig]] = []
     raw = data.get("service", [])
     if isinstance(raw, list):
@@ -96,16 +102,16 @@ def parse(text: str) -> Config:
         found.append((("service",), "at least one [[service]] is needed"))
     found += check_together(services)
 
-    if found or log is None:
+    if found:
         names = _names(raw)
         raise ConfigError([Problem(key_path(where, names), reason) for where, reason in found])
-    return Config(services=tuple(service for _, service in services), log=log)
+    return Config(services=tuple(service for _, service in services), **general)
 
 
 def _unknown_section(key: str) -> str:
     if key in keys(ServiceTable):
         return "unknown key here; it belongs into [[service]]"
-    return "unknown key; a file has [[service]] and [log]"
+    return f"unknown key; a file has [[service]], {', '.join(f'[{name}]' for name in GENERAL)}"
 
 
 def _names(raw: object) -> dict[int, str]:
@@ -120,7 +126,7 @@ def _names(raw: object) -> dict[int, str]:
 
 def show(config: Config) -> str:
     """The effective configuration, every default spelt out, as TOML that `parse` reads to an equal value."""
-    blocks = [_block("[log]", config.log)]
+    blocks = [_block(f"[{name}]", getattr(config, name)) for name in GENERAL]
     for service in config.services:
         table = ServiceTable.of(service)
         blocks.append(

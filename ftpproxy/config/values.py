@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
@@ -17,6 +18,7 @@ __all__ = [
     "AnnounceTo",
     "Config",
     "ConfigError",
+    "ControlConfig",
     "GatewayConfig",
     "HostName",
     "IPNetwork",
@@ -24,6 +26,7 @@ __all__ = [
     "LogConfig",
     "PortSpan",
     "Problem",
+    "ProcessConfig",
     "ServiceConfig",
 ]
 
@@ -172,8 +175,34 @@ class LogConfig:
     """`[log]`."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "kv", "json", "journald", "syslog"] = "auto"
+    """How it is written and where it goes; all but `journald` and `syslog` to standard error."""
     xferlog: str | None = None
     """A file for one line a transferred file, in the form of wu-ftpd."""
+
+
+@frozen(kw_only=True)
+class ProcessConfig:
+    """`[process]`."""
+
+    user: str | None = None
+    """Whom a process that was started as root becomes; empty: it stays root.  None: `ftpproxy`, if there is such a
+    user."""
+    drain: float = 60.0
+    """Seconds that transfers under way have to finish after SIGTERM."""
+
+
+DEFAULT_CONTROL = "/run/ftpproxy/control" if sys.platform == "linux" else "/var/run/ftpproxy/control"
+
+
+@frozen(kw_only=True)
+class ControlConfig:
+    """`[control]`: the socket for `ftpproxy status` and the others."""
+
+    socket: str = DEFAULT_CONTROL
+    """Empty: there is none."""
+    group: str = "ftpproxy"
+    """Whose members may look."""
 
 
 @frozen(kw_only=True)
@@ -182,3 +211,5 @@ class Config:
 
     services: tuple[ServiceConfig, ...]
     log: LogConfig = LogConfig()
+    process: ProcessConfig = ProcessConfig()
+    control: ControlConfig = ControlConfig()

@@ -11,15 +11,11 @@ import grp
 import os
 import socket
 import stat
-import sys
 
 from attrs import define
 
-__all__ = ["DEFAULT", "LONGEST", "Address", "CannotControl"]
+__all__ = ["Address", "CannotControl"]
 
-DEFAULT = "/run/ftpproxy/control" if sys.platform == "linux" else "/var/run/ftpproxy/control"
-LONGEST = 107 if sys.platform == "linux" else 103
-"""Octets of a socket's path: sun_path without its NUL (unix(7): 108; sys/un.h of the BSDs: 104)."""
 MODE = 0o660
 BACKLOG = 16
 

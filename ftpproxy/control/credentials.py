@@ -1,7 +1,7 @@
 """Who is at the other end of a unix socket, as the kernel knows it.
 
-Linux: SO_PEERCRED (struct ucred: pid, uid, gid) and SO_PEERGROUPS, the supplementary groups (unix(7), Linux 4.13), all as
-they were when the peer connected.  FreeBSD: LOCAL_PEERCRED gives struct xucred (unix(4); sys/ucred.h).  OpenBSD:
+Linux: SO_PEERCRED (struct ucred: pid, uid, gid) and SO_PEERGROUPS, the supplementary groups (unix(7), Linux 4.13), all
+as they were when the peer connected.  FreeBSD: LOCAL_PEERCRED gives struct xucred (unix(4); sys/ucred.h).  OpenBSD:
 SO_PEERCRED gives struct sockpeercred, uid, gid, pid (unix(4)); supplementary groups are then looked up by the uid.
 """
 
@@ -45,14 +45,16 @@ def peer_of(sock: socket.socket) -> Peer:
     """The user who has connected to this end.  Raises `OSError`."""
     if sys.platform == "linux":
         _, uid, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return Peer(uid, frozenset({gid, *_peer_groups(sock)}))
-    if sys.platform.startswith("openbsd"):
+        groups = {gid, *_peer_groups(sock)}
+    elif sys.platform.startswith("openbsd"):
         uid, gid, _ = struct.unpack("IIi", sock.getsockopt(socket.SOL_SOCKET, OPENBSD_SO_PEERCRED, 12))
-        return Peer(uid, frozenset({gid, *_groups_of(uid)}))
-    # struct xucred: u_int cr_version; uid_t cr_uid; short cr_ngroups; gid_t cr_groups[16]; a pointer
-    octets = sock.getsockopt(0, LOCAL_PEERCRED, 88)
-    _, uid, count = struct.unpack_from("IIh", octets)
-    return Peer(uid, frozenset(struct.unpack_from(f"{min(count, 16)}I", octets, 12)))
+        groups = {gid, *_groups_of(uid)}
+    else:
+        # struct xucred: u_int cr_version; uid_t cr_uid; short cr_ngroups; gid_t cr_groups[16]; a pointer
+        octets = sock.getsockopt(0, LOCAL_PEERCRED, 88)
+        _, uid, count = struct.unpack_from("IIh", octets)
+        groups = set(struct.unpack_from(f"{min(count, 16)}I", octets, 12))
+    return Peer(uid, frozenset(groups))
 
 
 def _peer_groups(sock: socket.socket) -> tuple[int, ...]:
