@@ -391,6 +391,12 @@ class Session:
             load=load_of(carried) if carried is not None else None,
         )
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way: no data connection, and no command that the server has to answer."""
+        view = self._look()
+        return not self.carriage and (view is None or not (view.command or view.unread))
+
     def tap(self, trace: Trace) -> None:
         """Show `trace` what is said from now on."""
         view = self._look()

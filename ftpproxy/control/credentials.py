@@ -14,6 +14,7 @@ import pwd
 import socket
 import struct
 import sys
+from typing import Protocol
 
 from attrs import frozen
 
@@ -26,6 +27,12 @@ LOCAL_PEERCRED = 1
 OPENBSD_SO_PEERCRED = 0x1022
 MOST_GROUPS = 65536
 """NGROUPS_MAX of Linux (limits.h)."""
+
+
+class HasOptions(Protocol):
+    """A socket, of the standard library or of trio."""
+
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
 
 
 @frozen
@@ -41,7 +48,7 @@ class Peer:
         return self.uid in (0, os.geteuid())
 
 
-def peer_of(sock: socket.socket) -> Peer:
+def peer_of(sock: HasOptions) -> Peer:
     """The user who has connected to this end.  Raises `OSError`."""
     if sys.platform == "linux":
         _, uid, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -57,7 +64,7 @@ def peer_of(sock: socket.socket) -> Peer:
     return Peer(uid, frozenset(groups))
 
 
-def _peer_groups(sock: socket.socket) -> tuple[int, ...]:
+def _peer_groups(sock: HasOptions) -> tuple[int, ...]:
     room = 256
     while room <= MOST_GROUPS:
         try:

@@ -39,11 +39,11 @@ Answer = dict[str, Any]
 
 
 class Refusal(Exception):
-    """The request is not fulfilled; `code` is what the command line exits with."""
+    """The request is not fulfilled.  `code` is what the command line exits with; `details` go into the answer."""
 
-    def __init__(self, text: str, code: int = EX_USAGE) -> None:
+    def __init__(self, text: str, code: int = EX_USAGE, **details: object) -> None:
         super().__init__(text)
-        self.code = code
+        self.answer: Answer = {"error": text, "code": code, **details}
 
 
 @define

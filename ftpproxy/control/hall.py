@@ -1,7 +1,7 @@
 """The hall: the guests of the control socket, one small task each, and what they may not do.
 
-A guest says a line and gets a line.  Nobody is trusted: a line is at most `LONGEST_REQUEST` octets long and must come in
-time, so must the reading of its answer; there are at most so many guests, of whom an ordinary user has a few and root
+A guest says a line and gets a line.  Nobody is trusted: a line is at most `LONGEST_REQUEST` octets long and must come
+in time, so must the reading of its answer; there are at most so many guests, of whom an ordinary user has a few and root
 finds room; and what goes wrong with one guest ends that guest.
 
 A trace is a guest that only listens.  What it does not read in time is lost (`ftpproxy.tap`), and it goes when it says
@@ -10,10 +10,10 @@ anything or hangs up.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
 import trio
 from attrs import define, field
@@ -22,7 +22,7 @@ from ..log import event
 from ..tap import Record, Trace
 from .address import Address
 from .credentials import Peer, peer_of
-from .desk import EX_NOPERM, EX_USAGE, Desk, Refusal, Watch
+from .desk import EX_NOPERM, Desk, Refusal, Watch
 
 __all__ = ["Hall"]
 
@@ -43,10 +43,6 @@ WATCH_SECONDS = 600.0
 PAUSE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
-
-
-class _Rude(Exception):
-    """A guest who is not to be spoken to any longer; the text is for him."""
 
 
 @define
@@ -73,7 +69,7 @@ class Hall:
     async def _receive(self, stream: trio.SocketStream) -> None:
         async with stream:
             try:
-                peer = peer_of(stream.socket._sock)  # type: ignore[attr-defined]  # trio's own way to the real one
+                peer = peer_of(stream.socket)
             except OSError:
                 return
             self._users[peer.uid] += 1
@@ -110,7 +106,7 @@ class Hall:
             try:
                 result = await self.desk.answer(_request(line), peer)
             except Refusal as refusal:
-                await _say(stream, {"error": str(refusal), "code": refusal.code, **refusal.details})
+                await _say(stream, refusal.answer)
                 continue
             if isinstance(result, Watch):
                 await self._show(stream, result)
@@ -121,27 +117,25 @@ class Hall:
     async def _show(stream: trio.SocketStream, watch: Watch) -> None:
         """Send records until the guest hangs up or nothing more can come."""
         something = trio.Event()
-
-        def wake() -> None:
-            something.set()
-
-        trace = Trace(wake)
+        trace = Trace(lambda: something.set())
         tapped = watch.begin(trace)
         try:
             await _say(stream, {"result": {"sessions": tapped}})
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_wait_for_the_end, stream, nursery.cancel_scope)
-                while True:
-                    lasts = watch.lasts()
-                    something = trio.Event()
-                    if records := trace.take():
-                        await _say(stream, *records, seconds=WATCH_SECONDS)
-                    elif lasts:
-                        with trio.move_on_after(1.0):  # and look whether the session is still there
-                            await something.wait()
-                    else:
-                        nursery.cancel_scope.cancel()
-                        return
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_wait_for_the_end, stream, scope)
+                    lasts = True
+                    while lasts:
+                        lasts = watch.lasts()  # before the look: what its end has left behind is still shown
+                        something = trio.Event()
+                        if records := trace.take():
+                            if not await _said(stream, records):
+                                break
+                            lasts = True
+                        elif lasts:
+                            with trio.move_on_after(PAUSE_SECONDS):  # and see whether the session is still there
+                                await something.wait()
+                    scope.cancel()
         finally:
             watch.end(trace)
 
@@ -192,8 +186,17 @@ async def _say(stream: trio.SocketStream, *answers: Record, seconds: float = SEN
         await stream.send_all(octets)
 
 
+async def _said(stream: trio.SocketStream, records: Sequence[Record]) -> bool:
+    """Whether the guest has taken them."""
+    try:
+        await _say(stream, *records, seconds=WATCH_SECONDS)
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        return False
+    return True
+
+
 async def _try_to_say(stream: trio.SocketStream, refusal: Refusal) -> None:
     try:
-        await _say(stream, {"error": str(refusal), "code": refusal.code}, seconds=1.0)
+        await _say(stream, refusal.answer, seconds=1.0)
     except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
         pass  # he would not have read it
