@@ -11,6 +11,7 @@ import gc
 import logging
 import resource
 import sys
+from collections.abc import Callable
 
 import trio
 
@@ -23,7 +24,7 @@ from ..log import event
 from ..passwords import BadUsersFile
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
-from ..table import Claim
+from ..table import Claim, may_load
 from ..xferlog import Xferlog
 from .services import Shared, compose
 
@@ -35,19 +36,26 @@ EX_OK, EX_UNAVAILABLE, EX_NOPERM, EX_CONFIG = 0, 69, 77, 78
 DESCRIPTORS_A_SESSION = 10
 """Two control sockets, two data sockets, a listener and two pipes, and the same again for a transfer that drains."""
 
+SECONDS_FOR_ANOTHER = 2.0
+"""How long another process with our table may take to start."""
+
 log = logging.getLogger(__name__)
 
 
-def run(config: Config) -> int:
-    """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error."""
+def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
+    """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error.
+
+    `ready` is called once everything stands that may fail.
+    """
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format)
+    if any("pf" in service.planes for service in config.services):
+        return _fail('the plane "pf" cannot be served yet', EX_UNAVAILABLE)
     _spare_the_collector()
     _raise_descriptor_limit(config)
     claim: Claim | None = None
     try:
-        if any(service.intercept == "redirect" or "nft" in service.planes for service in config.services):
-            claim = Claim()
-        return trio.run(_serve, config, claim)
+        claim = _claim(config)
+        return trio.run(_serve, config, claim, ready)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -62,12 +70,22 @@ def run(config: Config) -> int:
             claim.close()
 
 
+def _claim(config: Config) -> Claim | None:
+    """The right to our table where a service needs it.  Those that find out by themselves what they need share it."""
+    needing = [
+        service
+        for service in config.services
+        if service.intercept == "redirect" or "nft" in service.planes or (service.intercept == "auto" and may_load())
+    ]
+    return Claim(share=all(service.intercept == "auto" for service in needing)) if needing else None
+
+
 def _fail(text: str, code: int) -> int:
     print(f"ftpproxy: {text}", file=sys.stderr)
     return code
 
 
-async def _serve(config: Config, claim: Claim | None) -> int:
+async def _serve(config: Config, claim: Claim | None, ready: Callable[[], None]) -> int:
     board = Switchboard()
     elements = None if claim is None else netfilter.Elements(claim.load)
     announcer = Announcer()
@@ -80,13 +98,14 @@ async def _serve(config: Config, claim: Claim | None) -> int:
     try:
         server.listen()
         if claim is not None:
-            claim.load()  # behind the listeners: a start that fails must not touch what is there
+            claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
             keep = _Keeper(elements)
             keep(0.0)
             board.sweep(keep, keep.crashed)
         _warn(config)
         event(log, logging.INFO, "ready", services=len(services))
+        ready()
         await server.run()
     finally:
         server.close()

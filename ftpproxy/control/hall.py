@@ -1,8 +1,8 @@
 """The hall: the guests of the control socket, one small task each, and what they may not do.
 
 A guest says a line and gets a line.  Nobody is trusted: a line is at most `LONGEST_REQUEST` octets long and must come
-in time, so must the reading of its answer; there are at most so many guests, of whom an ordinary user has a few and root
-finds room; and what goes wrong with one guest ends that guest.
+in time, so must the reading of its answer; there are at most so many guests, of whom an ordinary user has a few and
+root finds room; and what goes wrong with one guest ends that guest.
 
 A trace is a guest that only listens.  What it does not read in time is lost (`ftpproxy.tap`), and it goes when it says
 anything or hangs up.
