@@ -31,7 +31,21 @@ FLOORS = [
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival", "glance", "tap"},
     {"server", "service", "listeners", "announce", "control", "activation", "privileges"},
-    {"config", "cli", "advice", "doctor", "rules", "lab", "compose", "daemon", "dropin", "__main__"},
+    {
+        "config",
+        "cli",
+        "advice",
+        "show",
+        "top",
+        "trace",
+        "doctor",
+        "rules",
+        "lab",
+        "compose",
+        "daemon",
+        "dropin",
+        "__main__",
+    },
 ]
 PURE = {"trio", "socket", "ssl", "os", "time", "logging", "select", "selectors", "threading", "asyncio"}
 PROTOCOLS = {"ftpproxy.dtp.plane", "ftpproxy.intercept.interceptor"}

@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import resource
+import signal
 import sys
+import time
 from collections.abc import Callable
 
 import trio
@@ -19,6 +22,9 @@ from .. import advice, netfilter, rules
 from .. import log as logs
 from ..announce import Announcer
 from ..config import Config
+from ..control.address import Address
+from ..control.desk import Desk, Facts
+from ..control.hall import Hall
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
@@ -26,6 +32,7 @@ from ..server import CannotListen, Server
 from ..switchboard import Switchboard
 from ..table import Claim, may_load
 from ..xferlog import Xferlog
+from .control import open_control
 from .services import Shared, compose
 
 __all__ = ["run"]
@@ -42,10 +49,11 @@ SECONDS_FOR_ANOTHER = 2.0
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
+def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | None = None) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error.
 
-    `ready` is called once everything stands that may fail.
+    `ready` is called once everything stands that may fail.  `file` is where the configuration was read, None where it
+    is not a file's.
     """
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format)
     if any("pf" in service.planes for service in config.services):
@@ -55,7 +63,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
     claim: Claim | None = None
     try:
         claim = _claim(config)
-        return trio.run(_serve, config, claim, ready)
+        return trio.run(_serve, config, claim, ready, file and os.path.abspath(file))
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -85,7 +93,7 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-async def _serve(config: Config, claim: Claim | None, ready: Callable[[], None]) -> int:
+async def _serve(config: Config, claim: Claim | None, ready: Callable[[], None], file: str | None) -> int:
     board = Switchboard()
     elements = None if claim is None else netfilter.Elements(claim.load)
     announcer = Announcer()
@@ -95,8 +103,10 @@ async def _serve(config: Config, claim: Claim | None, ready: Callable[[], None])
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
+    address: Address | None = None
     try:
         server.listen()
+        address = open_control(config.control)
         if claim is not None:
             claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
@@ -106,8 +116,15 @@ async def _serve(config: Config, claim: Claim | None, ready: Callable[[], None])
         _warn(config)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
-        await server.run()
+        async with trio.open_nursery() as nursery:
+            if address is not None:
+                desk = Desk(server, Facts(file, started=time.time()))
+                nursery.start_soon(Hall(address, desk).run)
+            await server.run({signal.SIGTERM: lambda: server.terminate(config.process.drain)})
+            nursery.cancel_scope.cancel()
     finally:
+        if address is not None:
+            address.close()
         server.close()
         for service in services:
             for plane in service.terms.planes:

@@ -17,7 +17,7 @@ from attrs import define
 __all__ = ["Address", "CannotControl"]
 
 MODE = 0o660
-BACKLOG = 16
+BACKLOG = 128
 
 
 class CannotControl(Exception):

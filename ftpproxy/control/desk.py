@@ -109,7 +109,8 @@ class Desk:
         if changes:
             if not peer.almighty:
                 raise Refusal(f"only root may say {command}", EX_NOPERM)
-            event(log, logging.INFO, "control", command=command, uid=peer.uid, **arguments)
+            words = " ".join([command, *map(str, arguments.values())])
+            event(log, logging.INFO, "control", command=words, uid=peer.uid)
         return await method(self, **arguments)
 
     async def status(self) -> Answer:
