@@ -71,10 +71,12 @@ class Server:
         """When those who are still here have to go."""
         self._over = trio.Event()
 
-    def listen(self) -> None:
-        """Open every listener.  Raises `CannotListen`; its cause is a `PermissionError` where a privilege lacks."""
+    def listen(self, given: Mapping[str, Sequence[socket.socket]] = MappingProxyType({})) -> None:
+        """Open every listener; `given` are those that a supervisor has opened, by the name of the service.
+
+        Raises `CannotListen`; its cause is a `PermissionError` where a privilege lacks."""
         for service in self._services:
-            self.listeners.open(service)
+            self.listeners.open(service, given.get(service.name, ()))
         self.listeners.announce()
 
     # Who comes in
@@ -212,6 +214,10 @@ class Server:
         sock.close()
 
     # The life of the process
+
+    @property
+    def services(self) -> Sequence[Service]:
+        return self._services
 
     @property
     def sessions(self) -> list[Session]:

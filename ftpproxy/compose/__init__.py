@@ -14,12 +14,13 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
 from .. import advice, netfilter, rules
 from .. import log as logs
+from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
 from ..config import Config
 from ..control.address import Address
@@ -28,10 +29,13 @@ from ..control.hall import Hall
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
+from ..privileges import PrivilegeError
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
 from ..table import Claim, may_load
+from ..vitals import Vitals
 from ..xferlog import Xferlog
+from . import process
 from .control import open_control
 from .services import Shared, compose
 
@@ -55,7 +59,9 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
     `ready` is called once everything stands that may fail.  `file` is where the configuration was read, None where it
     is not a file's.
     """
-    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format)
+    passed, supervisor = inherited(), Supervisor.from_environment()
+    most = {service.name: service.limits.sessions for service in config.services}
+    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format, most)
     if any("pf" in service.planes for service in config.services):
         return _fail('the plane "pf" cannot be served yet', EX_UNAVAILABLE)
     _spare_the_collector()
@@ -63,7 +69,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
     claim: Claim | None = None
     try:
         claim = _claim(config)
-        return trio.run(_serve, config, claim, ready, file and os.path.abspath(file))
+        return trio.run(_serve, config, claim, passed, supervisor, ready, file and os.path.abspath(file))
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -73,6 +79,10 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
     except CannotListen as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
+    except process.NoSuchUser as error:
+        return _fail(str(error), EX_CONFIG)
+    except PrivilegeError as error:
+        return _fail(str(error), EX_NOPERM)
     finally:
         if claim is not None:
             claim.close()
@@ -93,7 +103,14 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-async def _serve(config: Config, claim: Claim | None, ready: Callable[[], None], file: str | None) -> int:
+async def _serve(
+    config: Config,
+    claim: Claim | None,
+    passed: Sequence[Inherited],
+    supervisor: Supervisor,
+    ready: Callable[[], None],
+    file: str | None,
+) -> int:
     board = Switchboard()
     elements = None if claim is None else netfilter.Elements(claim.load)
     announcer = Announcer()
@@ -105,7 +122,7 @@ async def _serve(config: Config, claim: Claim | None, ready: Callable[[], None],
     board.sweep(logs.sweep, logs.sweep_crashed)
     address: Address | None = None
     try:
-        server.listen()
+        server.listen(process.given(passed, config.services))
         address = open_control(config.control)
         if claim is not None:
             claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
@@ -113,15 +130,24 @@ async def _serve(config: Config, claim: Claim | None, ready: Callable[[], None],
             keep = _Keeper(elements)
             keep(0.0)
             board.sweep(keep, keep.crashed)
+        process.drop_privileges(config, table=claim is not None)
         _warn(config)
+        vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
+        vitals.ready()
+
+        def terminate() -> None:
+            vitals.stopping("finishing transfers")
+            server.terminate(config.process.drain)
+
         async with trio.open_nursery() as nursery:
             if address is not None:
                 desk = Desk(server, Facts(file, started=time.time()))
                 nursery.start_soon(Hall(address, desk).run)
-            await server.run({signal.SIGTERM: lambda: server.terminate(config.process.drain)})
+            await server.run({signal.SIGTERM: terminate})
             nursery.cancel_scope.cancel()
+        vitals.stopping("stopping")
     finally:
         if address is not None:
             address.close()

@@ -56,12 +56,16 @@ class TproxyGate:
     """Foreign addresses by IP_TRANSPARENT.  Needs the rules and the policy route, and CAP_NET_RAW."""
 
     def prepare(self, listener: socket.socket) -> None:
-        """Make a control listener one that `tproxy` may use.  Raises `GateError` without CAP_NET_RAW."""
+        """Make a control listener one that `tproxy` may use.  Raises `GateError` without CAP_NET_RAW, unless it is one
+        already (`Transparent=yes` in systemd.socket(5))."""
+        level, option = (
+            (socket.IPPROTO_IPV6, IPV6_TRANSPARENT)
+            if listener.family == socket.AF_INET6
+            else (socket.IPPROTO_IP, IP_TRANSPARENT)
+        )
         with refusal("make the listener transparent"):
-            if listener.family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-            else:
-                listener.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+            if not listener.getsockopt(level, option):
+                listener.setsockopt(level, option, 1)
 
     def original_destination(self, control: socket.socket) -> Endpoint:
         """The packets were never rewritten: the socket's own name is what the client dialled."""
