@@ -22,6 +22,8 @@ if [ "${1:-}" = peers ]; then
     need gcc gcc
     [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
     need sysctl procps
+    need mandoc mandoc
+    need xinetd xinetd
 fi
 
 [ -n "$missing" ] || exit 0

@@ -20,6 +20,7 @@ from attrs import define, frozen
 from .. import __version__
 from ..endpoints import IPAddress, parse_address
 from ..log import event, set_level
+from ..reasons import Code, Reason
 from ..reception import Reception
 from ..server import Server
 from ..session import Session
@@ -154,7 +155,7 @@ class Desk:
 
     async def kill(self, session: object = None) -> Answer:
         guest = self._guest(session)
-        self.server.dismiss(guest, "Ended by the administrator.")
+        self.server.dismiss(guest, Reason(Code.OPERATOR, "Ended by the administrator."))
         return {"session": guest.number}
 
     async def drain(self) -> Answer:
