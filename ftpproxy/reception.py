@@ -314,7 +314,6 @@ class Reception:
         state: Literal["login", "ending"] = "ending" if self.over else "login"
         return Glance(
             session=self.number,
-            client=self.client,
             service=self.service,
             state=state,
             client=str(self.client),
