@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import resource
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import trio
@@ -20,6 +23,9 @@ from .. import log as logs
 from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
 from ..config import Config
+from ..control.address import Address
+from ..control.desk import Desk, Facts
+from ..control.hall import Hall
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
@@ -30,6 +36,7 @@ from ..table import Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
 from . import process
+from .control import open_control
 from .services import Shared, compose
 
 __all__ = ["run"]
@@ -46,10 +53,11 @@ SECONDS_FOR_ANOTHER = 2.0
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
+def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | None = None) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error.
 
-    `ready` is called once everything stands that may fail.
+    `ready` is called once everything stands that may fail.  `file` is where the configuration was read, None where it
+    is not a file's.
     """
     passed, supervisor = inherited(), Supervisor.from_environment()
     most = {service.name: service.limits.sessions for service in config.services}
@@ -61,7 +69,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
     claim: Claim | None = None
     try:
         claim = _claim(config)
-        return trio.run(_serve, config, claim, passed, supervisor, ready)
+        return trio.run(_serve, config, claim, passed, supervisor, ready, file and os.path.abspath(file))
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -101,6 +109,7 @@ async def _serve(
     passed: Sequence[Inherited],
     supervisor: Supervisor,
     ready: Callable[[], None],
+    file: str | None,
 ) -> int:
     board = Switchboard()
     elements = None if claim is None else netfilter.Elements(claim.load)
@@ -111,8 +120,10 @@ async def _serve(
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
+    address: Address | None = None
     try:
         server.listen(process.given(passed, config.services))
+        address = open_control(config.control)
         if claim is not None:
             claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
@@ -125,9 +136,21 @@ async def _serve(
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
-        await server.run()
+
+        def terminate() -> None:
+            vitals.stopping("finishing transfers")
+            server.terminate(config.process.drain)
+
+        async with trio.open_nursery() as nursery:
+            if address is not None:
+                desk = Desk(server, Facts(file, started=time.time()))
+                nursery.start_soon(Hall(address, desk).run)
+            await server.run({signal.SIGTERM: terminate})
+            nursery.cancel_scope.cancel()
         vitals.stopping("stopping")
     finally:
+        if address is not None:
+            address.close()
         server.close()
         for service in services:
             for plane in service.terms.planes:

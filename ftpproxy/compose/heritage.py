@@ -53,7 +53,12 @@ class Heritage:
                 event(log, logging.ERROR, "restart.unreadable", reason=error)
 
     @classmethod
-    def found(cls, passed: list[Inherited], environment: MutableMapping[str, str] = os.environ) -> Heritage:
+    def found(
+        cls,
+        passed: list[Inherited],
+        supervisor: Supervisor,
+        environment: MutableMapping[str, str] = os.environ,
+    ) -> Heritage:
         """The estate among what was `passed` to us, from which it goes, or in our environment."""
         descriptors = [each.descriptor for each in passed if each.name == ESTATE]
         passed[:] = [each for each in passed if each.name != ESTATE]
