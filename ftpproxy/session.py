@@ -1,12 +1,12 @@
 """A session: one control connection, the only place where sockets, the interpreter and a data plane meet.
 
-It holds no knowledge of FTP and never awaits.  The switchboard calls it for each event of its two sockets, a plane
-calls it for each event of its paths, the sweep calls it once a second; each call is handled to its end by the
-same loop (`_pump`): ask the interpreter for actions, perform them, until it needs octets; then write
-what there is to write and say what to wait for.
+It holds no knowledge of FTP and never awaits.  The switchboard calls it for each event of its two sockets, its
+carriage (carriage.py) for each event of its data connections, the sweep once a second; each call is handled to its end
+by the same loop (`_pump`): ask the interpreter for actions, perform them, until it needs octets; then write what there
+is to write and say what to wait for.
 
                  readable            connected, failed, finished
-    channels ----------------+  +---------------------------------  paths
+    channels ----------------+  +---------------------------------  carriage
                              v  v
                             _pump  <------------------------------  sweep (timers)
                              |  next_action -> _perform
@@ -24,14 +24,12 @@ import logging
 import socket
 from collections.abc import Callable
 
-from .carried import Carried, open_path
+from .carriage import Carriage
 from .channels import MOST_UNSENT, Channel
 from .dial import Dial
-from .dtp.plane import Path
 from .endpoints import Endpoint, Side
 from .log import event
-from .paths import Tally
-from .pi.actions import Action, Arm, Chunk, DropPath, EndTransfer, Hangup, Need, OpenPath, SettlePath, StartPath, Timer
+from .pi.actions import Action, Arm, Chunk, Hangup, Need, Timer
 from .pi.handover import HandOver
 from .pi.interpreter import ProtocolInterpreter
 from .routes import Route
@@ -41,8 +39,6 @@ from .wire.reply import reply
 
 __all__ = ["Session", "Terms"]
 
-MOST_PATHS = 8
-"""Data connections alive at once: the next transfer's, and those that are on the way to their own end."""
 FAREWELL_SECONDS = 5.0
 """For a peer that does not read to take our last words."""
 
@@ -51,30 +47,21 @@ CLIENT, SERVER = Side.CLIENT, Side.SERVER
 log = logging.getLogger(__name__)
 
 
-def _already_logged(_: Exception) -> None:
-    """What went wrong while something was closed: the switchboard has logged it."""
-
-
 class Session:
     """From the accepted client to the last octet of its last data connection."""
 
     __slots__ = (
         "_board",
-        "_carried",
         "_channels",
         "_deadlines",
         "_dial",
         "_ended",
         "_farewell_until",
-        "_fell_back",
         "_interpreter",
         "_last_word",
-        "_open",
         "_opened_at",
-        "_ours",
         "_terms",
-        "_transfer",
-        "_transfers",
+        "carriage",
         "client",
         "number",
         "orig_server",
@@ -109,19 +96,13 @@ class Session:
         self._terms = terms
         self._board = board
         self._ended = ended
-        self._ours = ours
         self._channels = {CLIENT: Channel(client_sock, board, self._client_event, self.crashed)}
         self._interpreter: ProtocolInterpreter | None = None
-        self._open: Carried | None = None
-        """What the next transfer will use."""
-        self._transfer: Carried | None = None
-        """What the server owes its word about."""
-        self._carried: dict[Path, Carried] = {}
+        self.carriage = Carriage(self, terms, board, ours)
+        """Its data connections."""
         self._deadlines: dict[Timer, float] = {}
         self._farewell_until = 0.0
-        self._fell_back = False
         self._last_word = self._opened_at = board.now
-        self._transfers = 0
         self._dial: Dial | None = None
         if call:
             source = terms.source if terms.source and terms.source.version == server.host.version else None
@@ -145,7 +126,7 @@ class Session:
 
     def _unanswered(self, reason: str) -> None:
         self._dial = None
-        self._log(logging.WARNING, "server.unreachable", client=self.client, server=self.server, reason=reason)
+        self.log(logging.WARNING, "server.unreachable", client=self.client, server=self.server, reason=reason)
         self.dismiss(f"Cannot reach the server {self.server}: {reason}.")
 
     def take_over(self, sock: socket.socket, handover: HandOver | None = None) -> None:
@@ -164,7 +145,7 @@ class Session:
             translate=terms.translate,
             handover=handover,
         )
-        self._log(
+        self.log(
             logging.INFO,
             "session.open",
             service=terms.service,
@@ -199,41 +180,18 @@ class Session:
             self._interpreter.receive(side, octets)
         self._pump()
 
-    def connected(self, path: Path, side: Side) -> None:
-        """`PathOwner`."""
-        if carried := self._carried.get(path):
-            carried.up.add(side)
-            if carried is self._open and self._interpreter is not None:
-                self._interpreter.path_connected(side)
-                self._board.guard(self._pump, None, self.crashed)
+    # From the carriage
 
-    def failed(self, path: Path, why: str) -> None:
-        """`PathOwner`."""
-        if carried := self._carried.pop(path, None):
-            self._log(logging.WARNING, "data.failed", plane=carried.plane, what=carried.what, reason=why)
-            if carried is self._open and self._interpreter is not None:
-                self._open = None
-                self._interpreter.path_failed()
-                self._board.guard(self._pump, None, self.crashed)
-            self._gone_if_done()
-
-    def delivered(self, path: Path) -> None:
-        """`PathOwner`."""
-        if (carried := self._carried.get(path)) and carried is self._open and self._interpreter is not None:
-            self._interpreter.path_delivered()
+    def tell(self, what: Callable[[ProtocolInterpreter], None]) -> None:
+        """Something of a data connection that the interpreter must know."""
+        if self._interpreter is not None:
+            what(self._interpreter)
             self._board.guard(self._pump, None, self.crashed)
 
-    def finished(self, path: Path, tally: Tally) -> None:
-        """`PathOwner`."""
-        if carried := self._carried.pop(path, None):
-            self._last_word = self._board.now
-            if carried is self._open and self._interpreter is not None:
-                self._open = None
-                self._interpreter.path_finished()
-                self._board.guard(self._pump, None, self.crashed)
-            carried.tally = tally
-            if carried.settled or self.over:
-                self._account(carried)
+    def carried(self, *, nothing_left: bool) -> None:
+        """A data connection has come to its end."""
+        self._last_word = self._board.now
+        if nothing_left:
             self._gone_if_done()
 
     def sweep(self, now: float) -> None:
@@ -249,7 +207,7 @@ class Session:
             for timer in due:
                 del self._deadlines[timer]
                 self._interpreter.timer(timer)
-            if any(len(carried.up) == 2 for carried in self._carried.values()):
+            if self.carriage.busy:
                 self._last_word = now
             if now - self._last_word >= self._terms.timeouts.idle:
                 self.dismiss("Idle for too long.")
@@ -281,8 +239,7 @@ class Session:
     def close(self) -> None:
         """End it now, whatever is unsent."""
         self._end("closed")
-        for carried in list(self._carried.values()):
-            self._drop(carried)
+        self.carriage.close()
         self._close_channels()
 
     def crashed(self, error: Exception) -> None:
@@ -325,66 +282,14 @@ class Session:
         return needs
 
     def _perform(self, interpreter: ProtocolInterpreter, action: Action) -> None:
-        if isinstance(action, OpenPath):
-            self._open_path(interpreter, action)
-        elif isinstance(action, StartPath):
-            if self._open is not None:
-                self._transfer = self._open
-                self._open.begin(action)
-        elif isinstance(action, EndTransfer):
-            if (carried := self._transfer) is not None:
-                self._transfer = None
-                carried.positive = action.positive
-                if carried.settled:
-                    self._account(carried)
-        elif isinstance(action, SettlePath):
-            if self._open is not None:
-                carried, self._open = self._open, None
-                carried.path.settle()
-        elif isinstance(action, DropPath):
-            if self._open is not None:
-                self._drop(self._open)
-        elif isinstance(action, Arm):
+        if isinstance(action, Arm):
             self._deadlines[action.timer] = self._board.now + action.seconds
-        else:
+        elif isinstance(action, Hangup):
             self._hang_up(interpreter, action)
-
-    def _open_path(self, interpreter: ProtocolInterpreter, action: OpenPath) -> None:
-        if len(self._carried) >= MOST_PATHS:  # whoever never closes a data connection holds descriptors of ours
-            self._drop(next(iter(self._carried.values())))
-        carried, refusals = open_path(self._terms.planes, action.spec, self, self._ours)
-        level = logging.WARNING if carried is None else logging.DEBUG if self._fell_back else logging.INFO
-        for plane, why in refusals:
-            self._log(level, "data.refused", plane=plane, reason=why, spec=action.spec)
-            self._fell_back = True
-        if carried is None:
-            interpreter.path_refused()
-            return
-        path = carried.path
-        self._open = self._carried[path] = carried
-        self._log(logging.DEBUG, "data.open", plane=carried.plane, spec=action.spec)
-        interpreter.path_opened(path.announced, ready=path.ready, reports_end=path.reports_end)
-
-    def _drop(self, carried: Carried) -> None:
-        known = self._carried.pop(carried.path, None) is not None
-        self._board.guard(Carried.close, carried, _already_logged)
-        if known and len(carried.up) < 2 and carried.tally is None:
-            self._log(logging.WARNING if carried.what else logging.DEBUG, "data.missing", **carried.missing())
-        if carried.tally is not None:
-            self._account(carried)
-        if carried is self._open:
-            self._open = None
+        else:
+            self.carriage.perform(interpreter, action)
 
     # The end
-
-    def _account(self, carried: Carried) -> None:
-        """A data connection has carried, and all is known of it."""
-        if self._transfer is carried:
-            self._transfer = None
-        self._transfers += 1
-        self._log(logging.INFO, "transfer", client=self.client, server=self.server, **carried.account())
-        if self._terms.xferlog is not None:
-            self._terms.xferlog.write(self.client.host, carried)
 
     def _hang_up(self, interpreter: ProtocolInterpreter, action: Hangup) -> None:
         for side, channel in self._channels.items():
@@ -406,13 +311,9 @@ class Session:
         if self._dial is not None:
             self._dial.close()
             self._dial = None
-        for carried in list(self._carried.values()):
-            if not drain or carried is self._open or carried.counted:
-                self._drop(carried)
-        if self._transfer is not None and self._transfer.tally is not None:
-            self._account(self._transfer)  # the server did not say its word
+        self.carriage.end(drain=drain)
         seconds = f"{self._board.now - self._opened_at:.1f}"
-        self._log(logging.INFO, "session.close", reason=reason, transfers=self._transfers, seconds=seconds)
+        self.log(logging.INFO, "session.close", reason=reason, transfers=self.carriage.transfers, seconds=seconds)
         if self._channels[CLIENT].unsent:
             self._farewell_until = self._board.now + FAREWELL_SECONDS
             if (server := self._channels.get(SERVER)) is not None:
@@ -439,11 +340,12 @@ class Session:
         self._gone_if_done()
 
     def _gone_if_done(self) -> None:
-        if self.over and not self._farewell_until and not self._carried:
+        if self.over and not self._farewell_until and not self.carriage:
             self._ended(self)
 
     # The log
 
-    def _log(self, level: int, name: str, **fields: object) -> None:
+    def log(self, level: int, name: str, **fields: object) -> None:
+        """An event of this session."""
         if log.isEnabledFor(level):
             event(log, level, name, session=self.number, **fields)

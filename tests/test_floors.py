@@ -26,8 +26,8 @@ FLOORS = [
         "resolver",
         "passwords",
     },
-    {"carried", "xferlog", "session", "terms", "reception", "arrival"},
-    {"server", "announce"},
+    {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
+    {"server", "service", "listeners", "announce", "activation", "privileges"},
     {"config", "cli", "advice", "doctor", "rules", "lab", "compose", "__main__"},
 ]
 PURE = {"trio", "socket", "ssl", "os", "time", "logging", "select", "selectors", "threading", "asyncio"}

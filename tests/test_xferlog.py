@@ -120,7 +120,7 @@ def transfer(stage: Stage, log: Path, *events: str) -> list[str]:
             if not event.startswith("226"):
                 stage.hears(client, event.encode() + b"\r\n")
             else:
-                stage.until(lambda: stage.session._transfer is None)
+                stage.until(lambda: stage.session.carriage._transfer is None)
     xferlog.close()
     return log.read_text().splitlines()
 

@@ -22,7 +22,7 @@ from typing import Any
 from ..pi.policy import CommandRule
 from .checks import check_service, check_together
 from .reading import Found, key_path, read
-from .tables import CommandRuleTable, ServiceTable, keys
+from .tables import GENERAL, CommandRuleTable, ServiceTable, keys
 from .values import (
     Announce,
     AnnounceFrom,
@@ -35,6 +35,7 @@ from .values import (
     LogConfig,
     PortSpan,
     Problem,
+    ProcessConfig,
     ServiceConfig,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "LogConfig",
     "PortSpan",
     "Problem",
+    "ProcessConfig",
     "ServiceConfig",
     "load",
     "parse",
@@ -80,9 +82,9 @@ def parse(text: str) -> Config:
         raise ConfigError([Problem(place or "", f"is not TOML: {what}")]) from None
 
     found: list[Found] = []
-    for key in data.keys() - {"service", "log"}:
+    for key in data.keys() - {"service", *GENERAL}:
         found.append(((key,), _unknown_section(key)))
-    log = read(data.get("log", {}), LogConfig, ("log",), found)
+    general: dict[str, Any] = {name: read(data.get(name, {}), table, (name,), found) for name, table in GENERAL.items()}
     services: list[tuple[int, ServiceConfig]] = []
     raw = data.get("service", [])
     if isinstance(raw, list):
@@ -96,16 +98,16 @@ def parse(text: str) -> Config:
         found.append((("service",), "at least one [[service]] is needed"))
     found += check_together(services)
 
-    if found or log is None:
+    if found:
         names = _names(raw)
         raise ConfigError([Problem(key_path(where, names), reason) for where, reason in found])
-    return Config(services=tuple(service for _, service in services), log=log)
+    return Config(services=tuple(service for _, service in services), **general)
 
 
 def _unknown_section(key: str) -> str:
     if key in keys(ServiceTable):
         return "unknown key here; it belongs into [[service]]"
-    return "unknown key; a file has [[service]] and [log]"
+    return f"unknown key; a file has [[service]], {', '.join(f'[{name}]' for name in GENERAL)}"
 
 
 def _names(raw: object) -> dict[int, str]:
@@ -120,7 +122,7 @@ def _names(raw: object) -> dict[int, str]:
 
 def show(config: Config) -> str:
     """The effective configuration, every default spelt out, as TOML that `parse` reads to an equal value."""
-    blocks = [_block("[log]", config.log)]
+    blocks = [_block(f"[{name}]", getattr(config, name)) for name in GENERAL]
     for service in config.services:
         table = ServiceTable.of(service)
         blocks.append(

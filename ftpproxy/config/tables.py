@@ -14,10 +14,11 @@ import attrs
 from attrs import evolve, frozen
 
 from ..pi.policy import CommandName, CommandRule, IPNetwork, NetworkRule, Policy, Timeouts
-from .values import Announce, AnnounceTo, GatewayConfig, Limits, LogConfig, ServiceConfig
+from .values import Announce, AnnounceTo, GatewayConfig, Limits, LogConfig, ProcessConfig, ServiceConfig
 
 __all__ = [
     "CHOICES",
+    "GENERAL",
     "SECTIONS",
     "CommandRuleTable",
     "LimitsTable",
@@ -128,6 +129,9 @@ def keys(table: type) -> list[str]:
     return [each.name for each in attrs.fields(table) if each.name not in ELSEWHERE.get(table, ())]
 
 
+GENERAL: dict[str, type] = {"log": LogConfig, "process": ProcessConfig}
+"""The tables that stand beside the services: each is the field of `Config` with its name."""
+
 SECTIONS: dict[str, type] = {
     "[[service]]": ServiceTable,
     "announce": Announce,
@@ -137,6 +141,6 @@ SECTIONS: dict[str, type] = {
     "[[service.rule]]": RuleTable,
     "[service.tls]": TlsTable,
     "[service.limits]": LimitsTable,
-    "[log]": LogConfig,
+    **{f"[{name}]": table for name, table in GENERAL.items()},
 }
 """The sections of a file and the class of each."""

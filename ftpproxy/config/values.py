@@ -24,6 +24,7 @@ __all__ = [
     "LogConfig",
     "PortSpan",
     "Problem",
+    "ProcessConfig",
     "ServiceConfig",
 ]
 
@@ -177,8 +178,18 @@ class LogConfig:
 
 
 @frozen(kw_only=True)
+class ProcessConfig:
+    """`[process]`."""
+
+    user: str | None = None
+    """Whom a process that was started as root becomes; empty: it stays root.  None: `ftpproxy`, if there is such a
+    user."""
+
+
+@frozen(kw_only=True)
 class Config:
     """A whole file."""
 
     services: tuple[ServiceConfig, ...]
     log: LogConfig = LogConfig()
+    process: ProcessConfig = ProcessConfig()

@@ -41,6 +41,7 @@ from ..netfilter import ELEMENT_SECONDS, Count, Element, Elements, called, carri
 from ..paths import Await, Call, Direction, PathSpec, Tally
 from ..sockets import is_ours
 from ..switchboard import Switchboard
+from .alive import AlivePaths
 from .plane import PathOwner, Refused
 
 __all__ = ["NftPath", "NftPlane"]
@@ -58,6 +59,8 @@ not, a client may just be slow to read what the server's kernel still holds."""
 COUNTERS = ("forth", "back", "forth_end", "back_end")
 SELDOM = 10.0
 """Seconds between two looks at the counters of a transfer, at most."""
+SHOWN = 1.0
+"""Seconds between two looks for those who watch, however many they are."""
 DATA_SETUP = 120.0
 DATA_IDLE = 900.0
 
@@ -102,7 +105,7 @@ class NftPath:
         self._reloads = self._reloads_before = plane.elements.reloads
         self._direction: Direction | None = None
         now = plane.board.now
-        self._set_up_at = self._begun_at = self._moved_at = now
+        self._set_up_at = self._begun_at = self._moved_at = self._looked_at = now
         self._renew_at = now + plane.seconds / 2
         self._look_at = now + SELDOM
         self._up = False
@@ -128,6 +131,12 @@ class NftPath:
         self._stop_awaiting()
         if not self._up or self._ended:
             self._plane.board.soon(self._conclude, self.crashed)
+
+    def so_far(self) -> Tally | None:
+        now = self._plane.board.now
+        if not self._over and now - self._looked_at >= SHOWN:
+            self._look()
+        return self._tally(None, "") if self._up else None
 
     def close(self) -> Tally | None:
         if self._over:
@@ -162,6 +171,7 @@ class NftPath:
     def _look(self) -> None:
         """Read the counters."""
         elements = self._plane.elements
+        self._looked_at = self._plane.board.now
         before = self._payload()
         read = elements.read(*self.counters)
         if elements.reloads != self._reloads or any(now < then for now, then in zip(read, self._last, strict=True)):
@@ -257,7 +267,7 @@ class NftPath:
 
     def _let_go(self) -> None:
         self._over = True
-        self._plane.forget(self)
+        self._plane.paths.forget(self)
         self._stop_awaiting()
         self._plane.elements.remove(*self.counters)
 
@@ -287,14 +297,12 @@ class NftPlane:
         self.data_idle = data_idle
         self.seconds = seconds
         self._ports = ports
-        self._paths: dict[NftPath, None] = {}
+        self.paths: AlivePaths[NftPath] = AlivePaths(board)
         self._ways_out: dict[tuple[int, bytes], tuple[Element, int]] = {}  # by version and key, with their users
-        self._closed = False
-        board.sweep(self._sweep, _sweep_crashed)
 
     def __len__(self) -> int:
         """Paths that are being prepared or carried."""
-        return len(self._paths)
+        return len(self.paths)
 
     def carries(self, spec: PathSpec) -> bool:
         """One leg awaited, one called, and all of one family."""
@@ -307,7 +315,7 @@ class NftPlane:
         halves = _halves(spec)
         if halves is None or not self.carries(spec):
             return Refused("the kernel carries between one awaited and one called leg of one address family")
-        if self._closed:
+        if self.paths.closed:
             return Refused("the plane is closed")
         caller, leg, call = halves
         for host in (leg.peer, call.to.host):
@@ -338,7 +346,7 @@ class NftPlane:
                 continue
             self._ways_out[place] = out, users + 1
             path = NftPath(self, owner, caller, leg.peer, at, standing, out)
-            self._paths[path] = None
+            self.paths.add(path)
             return path
         if shared is not None:
             self.elements.add(out)
@@ -367,20 +375,4 @@ class NftPlane:
         self.elements.remove(*others)
 
     def close(self) -> None:
-        self._closed = True
-        self.board.unsweep(self._sweep)
-        for path in list(self._paths):
-            path.close()
-
-    def forget(self, path: NftPath) -> None:
-        """The path is over."""
-        self._paths.pop(path, None)
-
-    def _sweep(self, now: float) -> None:
-        for path in list(self._paths):
-            if path in self._paths:
-                self.board.guard(path.sweep, now, path.crashed)
-
-
-def _sweep_crashed(error: Exception) -> None:
-    """Nothing to end: each path is guarded by itself."""
+        self.paths.close()

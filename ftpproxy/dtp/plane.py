@@ -59,6 +59,13 @@ class Path(Protocol):
         """The server has said its last word about the transfer: nobody needs to call any more.  A path that carries
         goes to its own end, and reports it."""
 
+    def so_far(self) -> Tally | None:
+        """What it has carried until now; None as long as nothing is known to have been.
+
+        Asked only while somebody looks, never within a transfer's own course.  Raises `OSError` where the kernel counts
+        and cannot be asked.
+        """
+
     def close(self) -> Tally | None:
         """End it now, with a reset where it still carries and this process can (the kernel's flows go on).  Idempotent,
         never blocks, no owner call follows.

@@ -33,6 +33,7 @@ from ..endpoints import Endpoint, Side
 from ..intercept.interceptor import Gate, GateError, PortRange
 from ..paths import Await, Call, Direction, PathSpec, Tally
 from ..switchboard import READ, WRITE, Switchboard
+from .alive import AlivePaths
 from .carriers import Broken, Flow
 from .legs import RelayLeg
 from .plane import PathOwner, Refused
@@ -101,6 +102,9 @@ class RelayPath:
 
     def settle(self) -> None:
         """Each leg sees its own end."""
+
+    def so_far(self) -> Tally | None:
+        return self._tally(None, "") if self._flows else None
 
     def close(self) -> Tally | None:
         if self._over or not self._flows:
@@ -226,7 +230,7 @@ class RelayPath:
         if self._over:
             return
         self._over = True
-        self._plane.forget(self)
+        self._plane.paths.forget(self)
         for leg in self._legs.values():
             leg.close(cleanly=cleanly)
         for flow in self._flows.values():
@@ -259,43 +263,25 @@ class RelayPlane:
         self.data_idle = data_idle
         self.close_wait = close_wait
         self.splice_after = splice_after
-        self._paths: dict[RelayPath, None] = {}  # in the order of their opening
-        self._closed = False
-        board.sweep(self._sweep, _sweep_crashed)
+        self.paths: AlivePaths[RelayPath] = AlivePaths(board)
 
     def __len__(self) -> int:
         """Paths that are being prepared or carried."""
-        return len(self._paths)
+        return len(self.paths)
 
     def carries(self, spec: PathSpec) -> bool:
         return True
 
     def open(self, spec: PathSpec, owner: PathOwner) -> RelayPath | Refused:
-        if self._closed:
+        if self.paths.closed:
             return Refused("the relay is closed")
         path = RelayPath(self, spec, owner)
         try:
             path.set_up()
         except (GateError, OSError) as error:
             return Refused(str(error))
-        self._paths[path] = None
+        self.paths.add(path)
         return path
 
     def close(self) -> None:
-        self._closed = True
-        self.board.unsweep(self._sweep)
-        for path in list(self._paths):
-            path.close()
-
-    def forget(self, path: RelayPath) -> None:
-        """The path is over."""
-        self._paths.pop(path, None)
-
-    def _sweep(self, now: float) -> None:
-        for path in list(self._paths):
-            if path in self._paths:
-                self.board.guard(path.sweep, now, path.crashed)
-
-
-def _sweep_crashed(error: Exception) -> None:
-    """Nothing to end: each path is guarded by itself."""
+        self.paths.close()

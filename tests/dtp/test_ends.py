@@ -44,6 +44,9 @@ async def test_a_reset_becomes_a_reset(stage: Stage, breaker: Side, direction: D
     joined.path.start(direction)
     await send(joined[direction.sender], b"x" * 1000)
     await receive(joined[direction.sender.peer], 1000)
+    until_now = joined.path.so_far()
+    assert until_now is not None
+    assert until_now.octets_down + until_now.octets_up == 1000
     reset(joined[breaker])
     with pytest.raises(ConnectionResetError):
         await rest(joined[breaker.peer])

@@ -351,6 +351,7 @@ def test_a_transfer_that_is_cut(stage: Stage, family: Family) -> None:
     """A path that is closed while it carries says what it has carried so far; nobody is called any more."""
     path, owner = stage.open(passive(family))
     path.start(Direction.UP)
+    assert path.so_far() is None
     with (
         listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener,
         connect(stage.world.client, path.announced[Side.CLIENT], family.client) as client,
@@ -358,6 +359,11 @@ def test_a_transfer_that_is_cut(stage: Stage, family: Family) -> None:
     ):
         client.sendall(b"x" * 1000)
         assert server.recv(2000) == b"x" * 1000
+        assert path.so_far() is None  # it has looked a moment ago
+        stage.board.now += 1
+        until_now = path.so_far()
+        assert until_now is not None
+        assert (until_now.octets_up, until_now.octets_down, until_now.exact) == (1000, 0, False)
         tally = path.close()
         assert tally is not None
         assert (tally.octets_up, tally.reason) == (1000, "cut short")

@@ -41,6 +41,9 @@ class IdlePath:
 
     def settle(self) -> None: ...
 
+    def so_far(self) -> Tally | None:
+        return self.tally
+
     def close(self) -> Tally | None:
         self.closed = True
         return self.tally
@@ -85,7 +88,7 @@ class Stage:
         }
         self.server = Server(self.board, [Service(**service)])
         self.server.listen()
-        self.at = self.server._listeners[0].at
+        self.at = next(iter(self.server.listeners)).at
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -259,9 +262,9 @@ def test_calling_ourselves_at_the_wildcard(stage: Stage) -> None:
     """Item 143: a listener at the wildcard address is at every address of ours, and at no other."""
     stage.serve(listen=[Endpoint.parse("0.0.0.0:0")], servers=None)
     assert stage.server is not None
-    assert stage.server.listens_at(Endpoint.parse("127.0.0.5:1").at(stage.at.port))
-    assert not stage.server.listens_at(Endpoint.parse("192.0.2.1:1").at(stage.at.port))
-    assert not stage.server.listens_at(Endpoint.parse("127.0.0.1:1"))
+    assert stage.server.listeners.listens_at(Endpoint.parse("127.0.0.5:1").at(stage.at.port))
+    assert not stage.server.listeners.listens_at(Endpoint.parse("192.0.2.1:1").at(stage.at.port))
+    assert not stage.server.listeners.listens_at(Endpoint.parse("127.0.0.1:1"))
 
 
 def test_a_taken_port_is_named() -> None:
@@ -293,7 +296,7 @@ def test_no_descriptor_left_is_a_pause(stage: Stage) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
         assert stage.server is not None
-        stage.until(lambda: stage.server is not None and stage.server._listeners[0].paused)
+        stage.until(lambda: stage.server is not None and all(listener.paused for listener in stage.server.listeners))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     stage.server._sweep(stage.board.now)
@@ -464,7 +467,7 @@ def test_who_never_hangs_up_holds_a_bounded_number_of_paths(stage: Stage) -> Non
         stage.hears(origin, b"STOR x\r\n")
         origin.send(b"150 go\r\n226 done\r\n")
         stage.hears(client, b"150 go\r\n226 done\r\n")
-    assert len(stage.session._carried) == 8
+    assert len(stage.session.carriage) == 8
     assert sum(path.closed for path in stage.plane.paths) == 12
 
 

@@ -37,6 +37,8 @@ class ScriptedPath:
 
     def settle(self) -> None: ...
 
+    def so_far(self) -> None: ...
+
     def close(self) -> None:
         self._asked.append("close")
 

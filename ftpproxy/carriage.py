@@ -1,0 +1,193 @@
+"""The carriage: all data connections of one session, between the interpreter's actions and the planes.
+
+At any moment at most one path is open for the next transfer, and one transfer waits for the server's word about it;
+they may be the same.  Others, which the server has declared complete, are on the way to their own end.  A path's
+transfer is accounted for, with its line in the log, when both are known: what it carried, and what the server said.
+
+The carriage is the `PathOwner` of every path; the session hears only what its interpreter must know (`tell`), and
+when something has come to its end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from .carried import Carried, open_path
+from .dtp.plane import Path
+from .endpoints import Endpoint, Side
+from .paths import Tally
+from .pi.actions import DropPath, EndTransfer, OpenPath, SettlePath, StartPath
+from .pi.interpreter import ProtocolInterpreter
+from .switchboard import Switchboard
+from .terms import Terms
+
+__all__ = ["Carriage", "Principal"]
+
+MOST_PATHS = 8
+"""Data connections alive at once: the next transfer's, and those that are on the way to their own end."""
+
+
+class Principal(Protocol):
+    """For whom a carriage works: a session."""
+
+    client: Endpoint
+    server: Endpoint
+    over: bool
+
+    def tell(self, what: Callable[[ProtocolInterpreter], None]) -> None: ...
+
+    def carried(self, *, nothing_left: bool) -> None: ...
+
+    def log(self, level: int, name: str, **fields: object) -> None: ...
+
+
+def _already_logged(_: Exception) -> None:
+    """What went wrong while something was closed: the switchboard has logged it."""
+
+
+class Carriage:
+    """The paths of one session."""
+
+    __slots__ = ("_board", "_carried", "_fell_back", "_open", "_ours", "_principal", "_terms", "_transfer", "transfers")
+
+    def __init__(
+        self, principal: Principal, terms: Terms, board: Switchboard, ours: Callable[[Endpoint], bool]
+    ) -> None:
+        """`ours` tells whether a call to an endpoint would come back to us."""
+        self._principal = principal
+        self._terms = terms
+        self._board = board
+        self._ours = ours
+        self._open: Carried | None = None
+        """What the next transfer will use."""
+        self._transfer: Carried | None = None
+        """What the server owes its word about."""
+        self._carried: dict[Path, Carried] = {}
+        self._fell_back = False
+        self.transfers = 0
+        """How many were accounted for."""
+
+    def __len__(self) -> int:
+        """Paths that are alive."""
+        return len(self._carried)
+
+    @property
+    def busy(self) -> bool:
+        """Whether octets may be on their way."""
+        return any(len(carried.up) == 2 for carried in self._carried.values())
+
+    # From the interpreter
+
+    def perform(
+        self,
+        interpreter: ProtocolInterpreter,
+        action: OpenPath | StartPath | EndTransfer | SettlePath | DropPath,
+    ) -> None:
+        """One action of the interpreter's that concerns data connections."""
+        if isinstance(action, OpenPath):
+            self._open_path(interpreter, action)
+        elif isinstance(action, StartPath):
+            if self._open is not None:
+                self._transfer = self._open
+                self._open.begin(action)
+        elif isinstance(action, EndTransfer):
+            if (carried := self._transfer) is not None:
+                self._transfer = None
+                carried.positive = action.positive
+                if carried.settled:
+                    self._account(carried)
+        elif isinstance(action, SettlePath):
+            if self._open is not None:
+                carried, self._open = self._open, None
+                carried.path.settle()
+        elif self._open is not None:
+            self._drop(self._open)
+
+    def _open_path(self, interpreter: ProtocolInterpreter, action: OpenPath) -> None:
+        if len(self._carried) >= MOST_PATHS:  # whoever never closes a data connection holds descriptors of ours
+            self._drop(next(iter(self._carried.values())))
+        carried, refusals = open_path(self._terms.planes, action.spec, self, self._ours)
+        level = logging.WARNING if carried is None else logging.DEBUG if self._fell_back else logging.INFO
+        for plane, why in refusals:
+            self._principal.log(level, "data.refused", plane=plane, reason=why, spec=action.spec)
+            self._fell_back = True
+        if carried is None:
+            interpreter.path_refused()
+            return
+        path = carried.path
+        self._open = self._carried[path] = carried
+        self._principal.log(logging.DEBUG, "data.open", plane=carried.plane, spec=action.spec)
+        interpreter.path_opened(path.announced, ready=path.ready, reports_end=path.reports_end)
+
+    # From the paths
+
+    def connected(self, path: Path, side: Side) -> None:
+        """`PathOwner`."""
+        if carried := self._carried.get(path):
+            carried.up.add(side)
+            if carried is self._open:
+                self._principal.tell(lambda interpreter: interpreter.path_connected(side))
+
+    def failed(self, path: Path, why: str) -> None:
+        """`PathOwner`."""
+        if carried := self._carried.pop(path, None):
+            self._principal.log(logging.WARNING, "data.failed", plane=carried.plane, what=carried.what, reason=why)
+            if carried is self._open:
+                self._open = None
+                self._principal.tell(ProtocolInterpreter.path_failed)
+            self._principal.carried(nothing_left=not self._carried)
+
+    def delivered(self, path: Path) -> None:
+        """`PathOwner`."""
+        if (carried := self._carried.get(path)) and carried is self._open:
+            self._principal.tell(ProtocolInterpreter.path_delivered)
+
+    def finished(self, path: Path, tally: Tally) -> None:
+        """`PathOwner`."""
+        if carried := self._carried.pop(path, None):
+            if carried is self._open:
+                self._open = None
+                self._principal.tell(ProtocolInterpreter.path_finished)
+            carried.tally = tally
+            if carried.settled or self._principal.over:
+                self._account(carried)
+            self._principal.carried(nothing_left=not self._carried)
+
+    # The end
+
+    def end(self, *, drain: bool) -> None:
+        """The session ends: cut what is alive, or if it may `drain` only what has no transfer or would not tell when it
+        ends, and account for what the server owes its word about."""
+        for carried in list(self._carried.values()):
+            if not drain or carried is self._open or carried.counted:
+                self._drop(carried)
+        if self._transfer is not None and self._transfer.tally is not None:
+            self._account(self._transfer)
+
+    def close(self) -> None:
+        """Cut everything."""
+        for carried in list(self._carried.values()):
+            self._drop(carried)
+
+    def _drop(self, carried: Carried) -> None:
+        known = self._carried.pop(carried.path, None) is not None
+        self._board.guard(Carried.close, carried, _already_logged)
+        if known and len(carried.up) < 2 and carried.tally is None:
+            level = logging.WARNING if carried.what else logging.DEBUG
+            self._principal.log(level, "data.missing", **carried.missing())
+        if carried.tally is not None:
+            self._account(carried)
+        if carried is self._open:
+            self._open = None
+
+    def _account(self, carried: Carried) -> None:
+        """A data connection has carried, and all is known of it."""
+        if self._transfer is carried:
+            self._transfer = None
+        self.transfers += 1
+        client, server = self._principal.client, self._principal.server
+        self._principal.log(logging.INFO, "transfer", client=client, server=server, **carried.account())
+        if self._terms.xferlog is not None:
+            self._terms.xferlog.write(client.host, carried)

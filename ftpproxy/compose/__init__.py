@@ -1,0 +1,167 @@
+"""Composition: from a configuration to a running server.  The only room that knows every class.
+
+`services` makes the services of a configuration; here is the life of the process around them: what is opened, in which
+order, and what each failure is told as.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import resource
+import sys
+
+import trio
+
+from .. import advice, netfilter, rules
+from .. import log as logs
+from ..announce import Announcer
+from ..config import Config
+from ..errands import Errands
+from ..log import event
+from ..passwords import BadUsersFile
+from ..server import CannotListen, Server
+from ..switchboard import Switchboard
+from ..table import Claim
+from ..xferlog import Xferlog
+from .services import Shared, compose
+
+__all__ = ["run"]
+
+EX_OK, EX_UNAVAILABLE, EX_NOPERM, EX_CONFIG = 0, 69, 77, 78
+"""sysexits(3)."""
+
+DESCRIPTORS_A_SESSION = 10
+"""Two control sockets, two data sockets, a listener and two pipes, and the same again for a transfer that drains."""
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> int:
+    """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error."""
+    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()])
+    _spare_the_collector()
+    _raise_descriptor_limit(config)
+    claim: Claim | None = None
+    try:
+        if any(service.intercept == "redirect" or "nft" in service.planes for service in config.services):
+            claim = Claim()
+        return trio.run(_serve, config, claim)
+    except netfilter.NoPermission as error:
+        return _fail(str(error), EX_NOPERM)
+    except netfilter.NetfilterError as error:
+        return _fail(str(error), EX_UNAVAILABLE)
+    except BadUsersFile as error:
+        return _fail(str(error), EX_CONFIG)
+    except CannotListen as error:
+        denied = isinstance(error.__cause__, PermissionError)
+        return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
+    finally:
+        if claim is not None:
+            claim.close()
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"ftpproxy: {text}", file=sys.stderr)
+    return code
+
+
+async def _serve(config: Config, claim: Claim | None) -> int:
+    board = Switchboard()
+    elements = None if claim is None else netfilter.Elements(claim.load)
+    announcer = Announcer()
+    errands = Errands(board)
+    xferlog = _xferlog(config)
+    shared = Shared(board, elements, announcer, errands, xferlog)
+    services = [compose(service, shared) for service in config.services]
+    server = Server(board, services, errands, announcer=announcer)
+    try:
+        server.listen()
+        if claim is not None:
+            claim.load()  # behind the listeners: a start that fails must not touch what is there
+        if elements is not None:
+            keep = _Keeper(elements)
+            keep(0.0)
+            board.sweep(keep, keep.crashed)
+        _warn(config)
+        event(log, logging.INFO, "ready", services=len(services))
+        await server.run()
+    finally:
+        server.close()
+        for service in services:
+            for plane in service.terms.planes:
+                plane.close()
+            service.gate.close()
+        if elements is not None:
+            elements.close()
+        board.close()
+        if xferlog is not None:
+            xferlog.close()
+    return EX_OK
+
+
+def _xferlog(config: Config) -> Xferlog | None:
+    if config.log.xferlog is None:
+        return None
+    try:
+        return Xferlog(config.log.xferlog)
+    except OSError as error:
+        raise CannotListen(f"log.xferlog: {config.log.xferlog}: {error.strerror}") from error
+
+
+def _warn(config: Config) -> None:
+    """Say in the log what about this machine will make sessions fail."""
+    for overlap in advice.port_overlaps(config):
+        event(
+            log,
+            logging.WARNING,
+            "data_ports.overlap",
+            service=overlap.service,
+            data_ports=overlap.data_ports,
+            ip_local_port_range=overlap.local,
+        )
+    if advice.rules_missing(config):
+        event(log, logging.WARNING, "rules.missing", table=f"inet {rules.TABLE}", hint="ftpproxy rules -c FILE --apply")
+
+
+class _Keeper:
+    """Sees to it that our table is there; said once if it is not and cannot be."""
+
+    def __init__(self, elements: netfilter.Elements) -> None:
+        self._elements = elements
+        self._failing = False
+
+    def __call__(self, _: float) -> None:
+        try:
+            self._elements.check()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                event(log, logging.ERROR, "table.missing", reason=error.__cause__ or error.strerror)
+            self._failing = True
+
+    def crashed(self, error: Exception) -> None:
+        """It is tried again in the next sweep."""
+
+
+def _spare_the_collector() -> None:
+    """Modules live for ever and sessions for long: what the default collector walks through again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def _raise_descriptor_limit(config: Config) -> None:
+    """As many descriptors as the configured sessions need; said in the log where the system does not allow them."""
+    wanted = 64 + DESCRIPTORS_A_SESSION * sum(service.limits.sessions for service in config.services)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        event(log, logging.WARNING, "descriptors.few", allowed=hard, wanted=wanted)

@@ -1,0 +1,154 @@
+"""The listeners of a process: the sockets that control connections come in by.
+
+An accept loop takes a bounded number a round, so a flood at one listener does not starve sessions.  Where the process
+or the machine has no descriptor left, accepting pauses until the next sweep: the connections wait in the kernel, and
+the loop does not spin.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Callable, Iterator
+
+from attrs import define
+
+from . import sockets
+from .endpoints import Endpoint
+from .intercept.interceptor import GateError
+from .log import event
+from .service import Service
+from .switchboard import READ, Switchboard, Watch
+
+__all__ = ["CannotListen", "Listener", "Listeners"]
+
+ACCEPTS_A_ROUND = 32
+BACKLOG = 4096
+"""Asked for; the kernel caps it (net.core.somaxconn)."""
+NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+log = logging.getLogger(__name__)
+
+
+class CannotListen(Exception):
+    """A listener could not be opened; the text says which and why."""
+
+
+@define(eq=False)
+class Listener:
+    """One of them."""
+
+    service: Service
+    sock: socket.socket
+    at: Endpoint
+    watch: Watch | None = None
+    paused: bool = False
+
+
+def _why(error: OSError, at: Endpoint) -> str:
+    """Why we cannot listen at `at`, and where to look."""
+    if error.errno == errno.EADDRINUSE:
+        return f"another process listens there already (ss -ltnp 'sport = :{at.port}')"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{at.host} is not an address of this machine (ip address show)"
+    return error.strerror or str(error)
+
+
+def _opened(service: Service, at: Endpoint) -> socket.socket:
+    """A socket that listens at `at`.  Raises `CannotListen`; its cause is a `PermissionError` where a privilege
+    lacks."""
+    sock = socket.socket(sockets.family(at.host), socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if at.host.version == 6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        service.gate.prepare(sock)
+        sock.bind(at.sockaddr())
+        sock.listen(BACKLOG)
+    except GateError as error:
+        sock.close()
+        raise CannotListen(f'service "{service.name}", {at}: {error}') from error.__cause__
+    except PermissionError as error:
+        sock.close()
+        why = "a port below 1024 needs CAP_NET_BIND_SERVICE: run this as root, or give it the capability"
+        raise CannotListen(f'service "{service.name}", {at}: {why if at.port < 1024 else error.strerror}') from error
+    except OSError as error:
+        sock.close()
+        raise CannotListen(f'service "{service.name}", {at}: {_why(error, at)}') from error
+    return sock
+
+
+class Listeners:
+    """All listeners of one process."""
+
+    def __init__(self, board: Switchboard, accepted: Callable[[Service, socket.socket, Endpoint], None]) -> None:
+        """`accepted(service, socket, peer)` is called for each connection, and has the socket from then on."""
+        self._board = board
+        self._accepted = accepted
+        self._listeners: list[Listener] = []
+
+    def __iter__(self) -> Iterator[Listener]:
+        return iter(self._listeners)
+
+    def open(self, service: Service) -> None:
+        """Listen everywhere that `service` says.  Raises `CannotListen`; its cause is a `PermissionError` where a
+        privilege lacks."""
+        for at in service.listen:
+            self._add(service, _opened(service, at))
+
+    def _add(self, service: Service, sock: socket.socket) -> None:
+        listener = Listener(service, sock, Endpoint.from_sockaddr(sock.getsockname()))
+        listener.watch = self._board.watch(sock, lambda _: self._accept(listener), self.crashed)
+        listener.watch.want(READ)
+        self._listeners.append(listener)
+
+    def announce(self) -> None:
+        """Say in the log where we listen."""
+        for listener in self._listeners:
+            event(log, logging.INFO, "listening", service=listener.service.name, at=listener.at)
+
+    def _accept(self, listener: Listener) -> None:
+        for _ in range(ACCEPTS_A_ROUND):
+            try:
+                sock, address = listener.sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    continue  # accept(2): errors of the new connection are reported here; it is gone
+                event(log, logging.ERROR, "accept.paused", at=listener.at, reason=error.strerror)
+                assert listener.watch is not None
+                listener.watch.want(0)  # the sweep tries again
+                listener.paused = True
+                return
+            self._accepted(listener.service, sock, Endpoint.from_sockaddr(address))
+
+    def crashed(self, _: Exception) -> None:
+        """One connection was lost to an internal error, which is logged; the listener stays."""
+
+    def sweep(self) -> None:
+        """Try again where accepting was paused."""
+        for listener in self._listeners:
+            if listener.paused and listener.watch is not None:
+                listener.paused = False
+                listener.watch.want(READ)
+
+    def listens_at(self, target: Endpoint) -> bool:
+        """Whether a call to `target` would arrive at one of them (docs/protocol.md item 143)."""
+        for listener in self._listeners:
+            at = listener.at
+            if at.port == target.port and at.host.version == target.host.version:
+                if at.host == target.host:
+                    return True
+                if at.host.is_unspecified and sockets.is_ours(target.host):
+                    return True
+        return False
+
+    def close(self) -> None:
+        for listener in self._listeners:
+            if listener.watch is not None:
+                listener.watch.close()
+            listener.sock.close()
+        self._listeners.clear()
