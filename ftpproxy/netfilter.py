@@ -30,6 +30,7 @@ concatenations: each field is padded to four octets.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import socket
@@ -38,8 +39,6 @@ import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NamedTuple
-
-from attrs import evolve, frozen
 
 from .endpoints import Endpoint, IPAddress
 from .log import event
@@ -125,8 +124,7 @@ MOST_IN_A_BATCH = 100
 """Answers to more might not fit the receive buffer (208 KiB by default, 1 to 2 KiB for each)."""
 
 
-@frozen
-class Element:
+class Element(NamedTuple):
     """One element of one of our maps, or of a set if `data` is empty.  Both are packed as the kernel compares them."""
 
     map: str
@@ -164,7 +162,7 @@ def called(source: IPAddress, to: Endpoint, seen: Endpoint, *, seconds: float = 
 
 def carried(peer: IPAddress, at: Endpoint, to: Endpoint, *, seconds: float = ELEMENT_SECONDS) -> Element:
     """As `awaited`, but carried by the kernel, and for one connection if `of_path("once", ...)` stands beside it."""
-    return evolve(awaited(peer, at, to, seconds=seconds), map=f"carried{at.host.version}")
+    return awaited(peer, at, to, seconds=seconds)._replace(map=f"carried{at.host.version}")
 
 
 def of_path(kind: str, peer: IPAddress, at: Endpoint, *, seconds: float = ELEMENT_SECONDS) -> Element:
@@ -182,34 +180,81 @@ def _message(kind: int, flags: int, sequence: int, family: int, resource: int, p
     return _header.pack(length, kind, flags, sequence, 0, family, 0, socket.htons(resource)) + payload
 
 
-def _element(element: Element, *, key_only: bool) -> bytes:
-    inner = _attribute(_NESTED | _ELEMENT_KEY, _attribute(_DATA_VALUE, element.key))
-    if not key_only:
-        if element.data:
-            inner += _attribute(_NESTED | _ELEMENT_DATA, _attribute(_DATA_VALUE, element.data))
-        inner += _attribute(_ELEMENT_TIMEOUT, struct.pack("!Q", round(element.seconds * 1000)))
-    return (
-        _attribute(_LIST_TABLE, TABLE.encode() + b"\0")
-        + _attribute(_LIST_SET, element.map.encode() + b"\0")
-        + _attribute(_NESTED | _LIST_ELEMENTS, _attribute(_NESTED | _LIST_ELEMENT, inner))
-    )
+class _Form:
+    """The message about an element of one map, as a `struct`: all but its number, key, data and time is always the same.
+
+    To be packed with the flags, the number, the key and, if it is to be added, its data (none for a set) and its time.
+    """
+
+    def __init__(self, kind: int, name: str, key: int, data: int | None) -> None:
+        """`key` and `data` are lengths; without `data` the message has nothing but the key."""
+        tail = b""
+        if data is not None:
+            if data:
+                tail += _attribute(_NESTED | _ELEMENT_DATA, _attribute(_DATA_VALUE, bytes(data)))
+            tail += _attribute(_ELEMENT_TIMEOUT, bytes(8))
+        inner = _attribute(_NESTED | _ELEMENT_KEY, _attribute(_DATA_VALUE, bytes(key))) + tail
+        payload = (
+            _attribute(_LIST_TABLE, TABLE.encode() + b"\0")
+            + _attribute(_LIST_SET, name.encode() + b"\0")
+            + _attribute(_NESTED | _LIST_ELEMENTS, _attribute(_NESTED | _LIST_ELEMENT, inner))
+        )
+        whole = _message(kind, 0, 0, _FAMILY_INET, 0, payload)
+        self._start = whole[:6]  # length and kind; flags and number follow
+        self._before_key = whole[12 : len(whole) - len(tail) - key]
+        self._before_data = tail[:8] if data else b""
+        self._before_time = tail[-12:-8]
+        layout = f"=6sHI{len(self._before_key)}s{key}s"
+        if data is not None:
+            layout += f"{len(self._before_data)}s{data}s4s8s"
+        self._pack = struct.Struct(layout).pack
+
+    def key_only(self, flags: int, number: int, key: bytes) -> bytes:
+        return self._pack(self._start, flags, number, self._before_key, key)
+
+    def whole(self, flags: int, number: int, element: Element) -> bytes:
+        milliseconds = round(element.seconds * 1000).to_bytes(8, "big")
+        return self._pack(
+            self._start,
+            flags,
+            number,
+            self._before_key,
+            element.key,
+            self._before_data,
+            element.data,
+            self._before_time,
+            milliseconds,
+        )
+
+
+_form = functools.cache(_Form)
 
 
 def pack_batch(elements: tuple[Element, ...], *, add: bool, sequence: int = 0) -> bytes:
-    """One transaction that adds, or removes, all `elements` or none; message i has number `sequence` + 1 + i."""
-    kind, flags = (_NEW_ELEMENT, _CREATE | _EXCLUSIVE) if add else (_DELETE_ELEMENT, 0)
+    """One transaction that adds, or removes, all `elements` or none; message i has number `sequence` + 1 + i.
+
+    Only the last is acknowledged: what goes wrong with another one is reported in any case.
+    """
+    flags = _REQUEST | _CREATE | _EXCLUSIVE if add else _REQUEST
     messages = [_message(_BATCH_BEGIN, _REQUEST, sequence, 0, _SUBSYSTEM)]
+    last = sequence + len(elements)
     for number, element in enumerate(elements, sequence + 1):
-        payload = _element(element, key_only=not add)
-        messages.append(_message(kind, _REQUEST | _ACK | flags, number, _FAMILY_INET, 0, payload))
-    messages.append(_message(_BATCH_END, _REQUEST, sequence + len(elements) + 1, 0, _SUBSYSTEM))
+        if number == last:
+            flags |= _ACK
+        if add:
+            form = _form(_NEW_ELEMENT, element.map, len(element.key), len(element.data))
+            messages.append(form.whole(flags, number, element))
+        else:
+            form = _form(_DELETE_ELEMENT, element.map, len(element.key), None)
+            messages.append(form.key_only(flags, number, element.key))
+    messages.append(_message(_BATCH_END, _REQUEST, last + 1, 0, _SUBSYSTEM))
     return b"".join(messages)
 
 
 def pack_questions(elements: tuple[Element, ...], *, sequence: int = 0) -> bytes:
     """One question about each of `elements`; message i has number `sequence` + i."""
     return b"".join(
-        _message(_GET_ELEMENT, _REQUEST, number, _FAMILY_INET, 0, _element(element, key_only=True))
+        _form(_GET_ELEMENT, element.map, len(element.key), None).key_only(_REQUEST, number, element.key)
         for number, element in enumerate(elements, sequence)
     )
 
@@ -267,24 +312,29 @@ class Elements:
     def add(self, *elements: Element) -> None:
         """Add all or none (at most 100); they stand when this returns.
 
+        What is known to be taken by one of ours is not even tried: to undo a batch the kernel waits for all packets
+        that are under way (synchronize_rcu), which takes milliseconds.
+
         Raises `FileExistsError` if the key of one is taken, `PermissionError` without CAP_NET_ADMIN,
         `FileNotFoundError` if our table is gone (flushed by somebody) and cannot be loaded again, other `OSError` as
         the kernel has it.
         """
+        now = time.monotonic()
+        for element in elements:
+            if (known := self._standing.get((element.map, element.key))) is not None and known[1] > now:
+                raise _failure(errno.EEXIST)
         try:
             self._exchange(elements, add=True)
         except FileNotFoundError as error:
             self._mend(error)
             self._exchange(elements, add=True)
-        now = time.monotonic()
         for element in elements:
             self._standing[element.map, element.key] = element, now + element.seconds
 
     def remove(self, *elements: Element) -> None:
-        """Remove them (at most 100); what is gone already (timed out, flushed) counts as removed.  Raises `OSError`
-        as `add` does otherwise."""
-        for element in elements:
-            self._standing.pop((element.map, element.key), None)
+        """Remove them (at most 100); what is gone already (timed out, flushed) counts as removed, but costs
+        milliseconds, as in `add`.  Raises `OSError` as `add` does otherwise."""
+        self.forget(*elements)
         try:
             self._exchange(elements, add=False)
         except FileNotFoundError:
@@ -292,6 +342,11 @@ class Elements:
             if len(elements) > 1:
                 for element in elements:
                     self.remove(element)
+
+    def forget(self, *elements: Element) -> None:
+        """They are gone: the kernel has taken them away."""
+        for element in elements:
+            self._standing.pop((element.map, element.key), None)
 
     def read(self, *elements: Element) -> list[Count]:
         """What each of them has counted; nothing for one that is gone.  Raises `OSError`."""
@@ -342,7 +397,7 @@ class Elements:
         self.reloads += 1
         self._handle = self._table_handle()
         now = time.monotonic()
-        standing = [evolve(each, seconds=until - now) for each, until in self._standing.values() if until - now > 0.1]
+        standing = [each._replace(seconds=until - now) for each, until in self._standing.values() if until - now > 0.1]
         for start in range(0, len(standing), MOST_IN_A_BATCH):
             self._exchange(tuple(standing[start : start + MOST_IN_A_BATCH]), add=True)
         event(log, logging.WARNING, "table.reloaded", table=f"inet {TABLE}", elements=len(standing))
@@ -362,16 +417,16 @@ class Elements:
         if not 1 <= len(elements) <= MOST_IN_A_BATCH:
             raise ValueError(f"{len(elements)} elements in a batch; 1 to {MOST_IN_A_BATCH} can be")
         self._socket.send(pack_batch(elements, add=add, sequence=self._number(len(elements) + 2)))
-        answers, failure = 0, 0
+        answered, failure = False, 0
         for message in self._answers():
             _, kind, _, _, _, code = _answer.unpack_from(message)
             if kind == _ERROR:
-                answers += 1
+                answered = True
                 failure = failure or -code
         if failure:
             raise _failure(failure)
-        if answers != len(elements):
-            raise OSError(errno.EPROTO, f"nftables answered {answers} of {len(elements)} messages")
+        if not answered:
+            raise OSError(errno.EPROTO, "nftables did not answer")
 
     def _number(self, messages: int) -> int:
         """The first of so many numbers."""
