@@ -47,7 +47,8 @@ def port_overlaps(config: Config, local_ports: Path = LOCAL_PORTS) -> Iterator[P
 
 
 def rules_missing(config: Config) -> bool:
-    """Whether a service intercepts and our table with its rules is not loaded."""
-    if all(service.intercept == "none" for service in config.services):
+    """Whether a service intercepts, not by rules that may be anybody's ("auto"), and our table with its rules is not
+    loaded."""
+    if all(service.intercept in ("none", "auto") for service in config.services):
         return False
     return netfilter.has_table(rules.TABLE) is False

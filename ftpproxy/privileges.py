@@ -20,10 +20,11 @@ import struct
 import sys
 from collections.abc import Collection
 from enum import IntEnum
+from pathlib import Path
 
 from attrs import frozen
 
-__all__ = ["Account", "Capability", "PrivilegeError", "become", "find"]
+__all__ = ["Account", "Capability", "PrivilegeError", "become", "find", "has_other_users"]
 
 
 class Capability(IntEnum):
@@ -63,6 +64,14 @@ def find(name: str) -> Account | None:
     except KeyError:
         return None
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+def has_other_users() -> bool:
+    """False for the root of a user namespace that has nobody else, as `unshare -r` makes it (user_namespaces(7))."""
+    try:
+        return Path("/proc/self/setgroups").read_text().strip() != "deny"
+    except OSError:
+        return True  # no such file: no user namespaces
 
 
 def become(account: Account, keep: Collection[Capability] = ()) -> None:

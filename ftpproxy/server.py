@@ -13,7 +13,8 @@ import itertools
 import logging
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import trio
 from attrs import evolve
@@ -60,10 +61,12 @@ class Server:
         self._census = {service.name: Census() for service in services}
         self._numbers = itertools.count(1)
 
-    def listen(self) -> None:
-        """Open every listener.  Raises `CannotListen`; its cause is a `PermissionError` where a privilege lacks."""
+    def listen(self, given: Mapping[str, Sequence[socket.socket]] = MappingProxyType({})) -> None:
+        """Open every listener; `given` are those that a supervisor has opened, by the name of the service.
+
+        Raises `CannotListen`; its cause is a `PermissionError` where a privilege lacks."""
         for service in self._services:
-            self.listeners.open(service)
+            self.listeners.open(service, given.get(service.name, ()))
         self.listeners.announce()
 
     # Who comes in
@@ -197,6 +200,10 @@ class Server:
         sock.close()
 
     # The life of the process
+
+    @property
+    def services(self) -> Sequence[Service]:
+        return self._services
 
     @property
     def sessions(self) -> list[Session]:

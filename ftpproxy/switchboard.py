@@ -142,11 +142,11 @@ class Switchboard:
         try:
             callback(argument)
         except Exception as error:
-            log.exception("internal error; the session it belongs to ends")
+            log.exception("internal.error")  # what it belongs to ends
             try:
                 on_crash(error)
             except Exception:
-                log.exception("internal error while ending what had an internal error")
+                log.exception("internal.error")  # while ending what had an internal error
 
     async def run(self) -> None:
         """Serve events until cancelled."""

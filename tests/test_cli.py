@@ -81,9 +81,9 @@ def test_rules_in_forward_mode_need_clients(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "the following arguments are required: COMMAND"),
-        (["serv"], "invalid choice: 'serv'"),
-        (["--nonsense"], "unknown option --nonsense; a COMMAND comes first: serve, check, rules, doctor, lab"),
+        (["serv"], "unknown command 'serv'; did you mean serve?"),
+        (["nonsense"], "unknown command 'nonsense'; the commands are serve, check, rules, doctor, lab"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["check"], "the following arguments are required: -c/--config"),
         (["check", "-c"], "expected one argument"),
         (["check", "-c", GOOD, "extra"], "unrecognized arguments: extra"),

@@ -31,6 +31,7 @@ from ftpproxy.config import (
 from ftpproxy.config.patterns import compile_pattern
 from ftpproxy.config.tables import SECTIONS, ServiceTable, keys
 from ftpproxy.endpoints import Endpoint
+from ftpproxy.pf.anchor import RuleOptions, native_dialect
 from ftpproxy.pi.filter import GROUPS, LONGEST_ARGUMENT
 from ftpproxy.pi.policy import CommandName, CommandRule, NetworkRule, Policy, Timeouts
 
@@ -297,7 +298,7 @@ BAD: list[tuple[str, list[str]]] = [
     ),
     (
         changed(FORWARD, planes='["nft", "rely"]'),
-        ['service "lan".planes[1]: "rely" is not known here; known: "nft", "relay"'],
+        ['service "lan".planes[1]: "rely" is not known here; known: "nft", "pf", "relay"'],
     ),
     (
         changed(FORWARD, active_source_port="21"),
@@ -489,9 +490,9 @@ BAD: list[tuple[str, list[str]]] = [
         changed(FORWARD, intercept='"none"'),
         [
             (
-                'service "lan".intercept: forward mode needs "tproxy" or "redirect": '
-                "without them nobody knows whom the client dialled"
-            )
+                'service "lan".intercept: forward mode needs "auto", "tproxy" or "redirect": '
+                "else nobody knows whom the client dialled"
+            ),
         ],
     ),
     (
@@ -763,6 +764,57 @@ def test_nonsense_raises_the_declared_error_and_no_other(value: object) -> None:
             pass
 
 
+# -- pf ---------------------------------------------------------------------------------------------------------------
+
+
+PF = changed(FORWARD, planes='["pf", "relay"]')
+
+
+def test_the_rules_of_pf() -> None:
+    text = '[service.pf]\ntag = "FTPDATA"\nqueue = "ftpq"\nlog = 2\nrtable = 3\ndialect = "freebsd"\n'
+    config = parse(PF + text)
+    (service,) = config.services
+    expected = RuleOptions(dialect="freebsd", tag="FTPDATA", queue="ftpq", log=2, rtable=3)
+    assert service.planes == ("pf", "relay")
+    assert service.pf.rules == expected
+    assert text in show(config)
+    assert parse(show(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "words"),
+    [
+        ('dialect = "openbsd"\nqueue = "q"', "queue", "match tagged FTPDATA set queue q"),
+        ('dialect = "openbsd"\ntag = "a b"', "tag", "1 to 63 of the letters"),
+        ('dialect = "freebsd"\nrtable = 256', "rtable", "0 to 255"),
+        ('dialect = "freebsd"\nrtable = true', "rtable", "an integer is expected"),
+        ('dialect = "freebsd"\nlog = 3', "log", "known: 0, 1, 2"),
+        ('dialect = "netbsd"', "dialect", 'known: "openbsd", "freebsd"'),
+    ],
+)
+def test_rules_that_pf_would_refuse(text: str, where: str, words: str) -> None:
+    (problem,) = problems(f"{PF}[service.pf]\n{text}\n")
+    assert problem.startswith(f'service "lan".pf.{where}: ')
+    assert words in problem
+
+
+def test_pf_has_its_plane() -> None:
+    (problem,) = problems(FORWARD + '[service.pf]\ndialect = "openbsd"\n')
+    assert problem == 'service "lan".pf: is about the plane "pf", which is not in planes'
+
+
+@pytest.mark.parametrize("platform", ["linux", "openbsd7", "freebsd15"])
+def test_the_dialect_is_that_of_the_system(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftpproxy.config.values.native_dialect", lambda: native_dialect(platform))
+    if platform == "linux":
+        (problem,) = problems(PF)
+        assert problem.startswith('service "lan".planes[0]: "pf" is the packet filter of OpenBSD and FreeBSD')
+    else:
+        rules = parse(PF).services[0].pf.rules
+        assert rules is not None
+        assert platform.startswith(rules.dialect)
+
+
 # -- documentation ----------------------------------------------------------------------------------------------------
 
 
@@ -778,7 +830,7 @@ def documented() -> dict[str, dict[str, str]]:
     return found
 
 
-SUBTABLES = {"gateway", "policy", "limits", "tls"}
+SUBTABLES = {"gateway", "pf", "policy", "limits", "tls"}
 
 
 def test_every_key_is_documented_and_no_other() -> None:

@@ -176,4 +176,4 @@ async def test_an_errand_that_breaks_and_one_that_nobody_waits_for(caplog: pytes
         errands.send(lambda: "last", last, last)
         await last.only()
     assert closed.heard == []
-    assert "internal error" in caplog.text
+    assert "internal.error" in caplog.text

@@ -11,20 +11,25 @@ import gc
 import logging
 import resource
 import sys
+from collections.abc import Callable, Sequence
 
 import trio
 
 from .. import advice, netfilter, rules
 from .. import log as logs
+from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
 from ..config import Config
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
+from ..privileges import PrivilegeError
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
-from ..table import Claim
+from ..table import Claim, may_load
+from ..vitals import Vitals
 from ..xferlog import Xferlog
+from . import process
 from .services import Shared, compose
 
 __all__ = ["run"]
@@ -35,19 +40,27 @@ EX_OK, EX_UNAVAILABLE, EX_NOPERM, EX_CONFIG = 0, 69, 77, 78
 DESCRIPTORS_A_SESSION = 10
 """Two control sockets, two data sockets, a listener and two pipes, and the same again for a transfer that drains."""
 
+SECONDS_FOR_ANOTHER = 2.0
+"""How long another process with our table may take to start."""
+
 log = logging.getLogger(__name__)
 
 
-def run(config: Config) -> int:
-    """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error."""
-    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()])
+def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
+    """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error.
+
+    `ready` is called once everything stands that may fail.
+    """
+    passed, supervisor = inherited(), Supervisor.from_environment()
+    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format)
+    if any("pf" in service.planes for service in config.services):
+        return _fail('the plane "pf" cannot be served yet', EX_UNAVAILABLE)
     _spare_the_collector()
     _raise_descriptor_limit(config)
     claim: Claim | None = None
     try:
-        if any(service.intercept == "redirect" or "nft" in service.planes for service in config.services):
-            claim = Claim()
-        return trio.run(_serve, config, claim)
+        claim = _claim(config)
+        return trio.run(_serve, config, claim, passed, supervisor, ready)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -57,9 +70,23 @@ def run(config: Config) -> int:
     except CannotListen as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
+    except process.NoSuchUser as error:
+        return _fail(str(error), EX_CONFIG)
+    except PrivilegeError as error:
+        return _fail(str(error), EX_NOPERM)
     finally:
         if claim is not None:
             claim.close()
+
+
+def _claim(config: Config) -> Claim | None:
+    """The right to our table where a service needs it.  Those that find out by themselves what they need share it."""
+    needing = [
+        service
+        for service in config.services
+        if service.intercept == "redirect" or "nft" in service.planes or (service.intercept == "auto" and may_load())
+    ]
+    return Claim(share=all(service.intercept == "auto" for service in needing)) if needing else None
 
 
 def _fail(text: str, code: int) -> int:
@@ -67,7 +94,13 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-async def _serve(config: Config, claim: Claim | None) -> int:
+async def _serve(
+    config: Config,
+    claim: Claim | None,
+    passed: Sequence[Inherited],
+    supervisor: Supervisor,
+    ready: Callable[[], None],
+) -> int:
     board = Switchboard()
     elements = None if claim is None else netfilter.Elements(claim.load)
     announcer = Announcer()
@@ -76,17 +109,23 @@ async def _serve(config: Config, claim: Claim | None) -> int:
     shared = Shared(board, elements, announcer, errands, xferlog)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
+    board.sweep(logs.sweep, logs.sweep_crashed)
     try:
-        server.listen()
+        server.listen(process.given(passed, config.services))
         if claim is not None:
-            claim.load()  # behind the listeners: a start that fails must not touch what is there
+            claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
             keep = _Keeper(elements)
             keep(0.0)
             board.sweep(keep, keep.crashed)
+        process.drop_privileges(config, table=claim is not None)
         _warn(config)
+        vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
+        ready()
+        vitals.ready()
         await server.run()
+        vitals.stopping("stopping")
     finally:
         server.close()
         for service in services:

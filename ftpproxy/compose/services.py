@@ -14,7 +14,7 @@ from ..endpoints import Side
 from ..errands import Errands
 from ..intercept.direct import DirectGate
 from ..intercept.interceptor import Gate, PortRange
-from ..intercept.linux import RedirectGate, TproxyGate
+from ..intercept.linux import AutoGate, RedirectGate, TproxyGate
 from ..passwords import Users
 from ..pi.destinations import Destinations
 from ..pi.wishes import LoginSettings
@@ -147,4 +147,6 @@ def _gate(config: ServiceConfig, elements: netfilter.Elements | None) -> Gate:
     if config.intercept == "redirect":
         assert elements is not None
         return RedirectGate(elements, seconds=_element_seconds(config))
+    if config.intercept == "auto":
+        return AutoGate(elements, seconds=_element_seconds(config))
     return DirectGate()

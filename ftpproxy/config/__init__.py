@@ -33,6 +33,7 @@ from .values import (
     IPNetwork,
     Limits,
     LogConfig,
+    PfConfig,
     PortSpan,
     Problem,
     ProcessConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "IPNetwork",
     "Limits",
     "LogConfig",
+    "PfConfig",
     "PortSpan",
     "Problem",
     "ProcessConfig",
@@ -57,6 +59,10 @@ __all__ = [
     "parse",
     "show",
 ]
+
+
+SUBTABLES = ("gateway", "pf", "policy", "limits", "tls")
+"""Of `[[service]]`: the tables that there is one of."""
 
 
 def load(path: Path | str) -> Config:
@@ -125,10 +131,8 @@ def show(config: Config) -> str:
     blocks = [_block(f"[{name}]", getattr(config, name)) for name in GENERAL]
     for service in config.services:
         table = ServiceTable.of(service)
-        blocks.append(
-            _block("[[service]]", table, without=("gateway", "policy", "limits", "tls", "announce_to", "rule"))
-        )
-        blocks += [_block(f"[service.{name}]", getattr(table, name)) for name in ("gateway", "policy", "limits", "tls")]
+        blocks.append(_block("[[service]]", table, without=(*SUBTABLES, "announce_to", "rule")))
+        blocks += [_block(f"[service.{name}]", getattr(table, name)) for name in SUBTABLES]
         blocks += [_block("[[service.announce_to]]", each) for each in table.announce_to]
         blocks += [_block("[[service.rule]]", rule) for rule in table.rule]
     return "\n".join(blocks)

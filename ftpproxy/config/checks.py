@@ -12,11 +12,12 @@ from ipaddress import IPv4Network, IPv6Network
 from itertools import combinations
 
 from ..endpoints import Endpoint, IPAddress
+from ..pf.anchor import RuleOptions, problems
 from ..pi.filter import UNTRANSLATED, verbs_of
 from ..pi.policy import IPNetwork, Policy
 from .reading import Found, Where
 from .tables import ServiceTable
-from .values import Announce, AnnounceFrom, GatewayConfig, ServiceConfig
+from .values import Announce, AnnounceFrom, GatewayConfig, PfConfig, ServiceConfig
 
 __all__ = ["check_service", "check_together"]
 
@@ -57,6 +58,24 @@ def check_service(service: ServiceTable) -> Iterator[Found]:
             yield ("planes", index), f'"{plane}" is never asked: "relay" carries everything'
         if plane == "nft" and sys.platform != "linux":
             yield ("planes", index), '"nft" is Linux\'s packet filter; use "relay"'
+        if plane == "pf" and service.pf.rules is None:
+            reason = f'"pf" is the packet filter of OpenBSD and FreeBSD; this is {sys.platform}'
+            yield ("planes", index), f"{reason}, where `dialect` of [service.pf] must be given"
+    yield from _pf(service)
+
+
+def _rules_of(pf: PfConfig) -> RuleOptions:
+    """Where no dialect is known, that of fewer restrictions."""
+    return pf.rules or RuleOptions(dialect="freebsd", tag=pf.tag, queue=pf.queue, log=pf.log, rtable=pf.rtable)
+
+
+def _pf(service: ServiceTable) -> Iterator[Found]:
+    if service.pf == PfConfig():
+        return
+    if "pf" not in service.planes:
+        yield ("pf",), 'is about the plane "pf", which is not in planes'
+    for key, why in problems(_rules_of(service.pf)):
+        yield ("pf", key), why
 
 
 def _numbers(service: ServiceTable) -> Iterator[Found]:
@@ -182,7 +201,7 @@ def _mode(service: ServiceTable) -> Iterator[Found]:
         if service.intercept == "none":
             yield (
                 ("intercept",),
-                ('forward mode needs "tproxy" or "redirect": without them nobody knows whom the client dialled'),
+                'forward mode needs "auto", "tproxy" or "redirect": else nobody knows whom the client dialled',
             )
         if service.servers:
             yield ("servers",), "belongs to reverse mode; in forward mode the client chooses the server"

@@ -14,7 +14,16 @@ import attrs
 from attrs import evolve, frozen
 
 from ..pi.policy import CommandName, CommandRule, IPNetwork, NetworkRule, Policy, Timeouts
-from .values import Announce, AnnounceTo, GatewayConfig, Limits, LogConfig, ProcessConfig, ServiceConfig
+from .values import (
+    Announce,
+    AnnounceTo,
+    GatewayConfig,
+    Limits,
+    LogConfig,
+    PfConfig,
+    ProcessConfig,
+    ServiceConfig,
+)
 
 __all__ = [
     "CHOICES",
@@ -137,6 +146,7 @@ SECTIONS: dict[str, type] = {
     "announce": Announce,
     "[[service.announce_to]]": AnnounceTo,
     "[service.gateway]": GatewayConfig,
+    "[service.pf]": PfConfig,
     "[service.policy]": Policy,
     "[[service.rule]]": RuleTable,
     "[service.tls]": TlsTable,

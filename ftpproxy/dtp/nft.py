@@ -39,7 +39,7 @@ from collections.abc import Iterator, Mapping
 from ..endpoints import ANY_PORT, Endpoint, IPAddress, Side
 from ..intercept.interceptor import PortRange
 from ..netfilter import ELEMENT_SECONDS, Count, Element, Elements, called, carried, of_path
-from ..paths import Await, Call, Direction, PathSpec, Tally
+from ..paths import Await, Direction, PathSpec, Tally
 from ..sockets import is_ours
 from ..switchboard import Switchboard
 from .alive import AlivePaths
@@ -62,16 +62,6 @@ SHOWN = 1.0
 """Seconds between two looks for those who watch, however many they are."""
 DATA_SETUP = 120.0
 DATA_IDLE = 900.0
-
-
-def _halves(spec: PathSpec) -> tuple[Side, Await, Call] | None:
-    """The awaited leg with its side, and the called one; None if they are not one each."""
-    client, server = spec.client, spec.server
-    if isinstance(client, Await) and isinstance(server, Call):
-        return Side.CLIENT, client, server
-    if isinstance(server, Await) and isinstance(client, Call):
-        return Side.SERVER, server, client
-    return None
 
 
 class NftPath:
@@ -317,13 +307,13 @@ class NftPlane:
 
     def carries(self, spec: PathSpec) -> bool:
         """One leg awaited, one called, and all of one family."""
-        if (halves := _halves(spec)) is None:
+        if (halves := spec.halves) is None:
             return False
         _, leg, call = halves
         return len({host.version for host in (leg.at.host, leg.peer, call.to.host, call.source.host)}) == 1
 
     def open(self, spec: PathSpec, owner: PathOwner) -> NftPath | Refused:
-        halves = _halves(spec)
+        halves = spec.halves
         if halves is None or not self.carries(spec):
             return Refused("the kernel carries between one awaited and one called leg of one address family")
         if self.paths.closed:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from attrs import define, field
+
 from ..endpoints import Side
 from ..wire.command import Command
 from ..wire.reply import reply
@@ -22,16 +24,14 @@ __all__ = ["NO_COMMAND", "Dialogue"]
 NO_COMMAND = Command(b"", b"", b"")
 
 
+@define(eq=False)
 class Dialogue:
     """Replies leave in the order of the client's commands, ours included."""
 
-    __slots__ = ("actions", "client_out", "ledger", "server_out")
-
-    def __init__(self) -> None:
-        self.ledger = Ledger()
-        self.actions: deque[Action] = deque()
-        self.client_out: list[Chunk] = []
-        self.server_out: list[Chunk] = []
+    ledger: Ledger = field(init=False, factory=Ledger)
+    actions: deque[Action] = field(init=False, factory=deque)
+    client_out: list[Chunk] = field(init=False, factory=list)
+    server_out: list[Chunk] = field(init=False, factory=list)
 
     def act(self, action: Action) -> None:
         self.actions.append(action)

@@ -24,6 +24,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+from attrs import define, field
+
+from ..freezing import GIVEN
 from ..wire.command import Command
 from .policy import CommandName, Policy
 from .verbs import HTTP_VERBS
@@ -210,15 +213,14 @@ def filter_of(policy: Policy) -> CommandFilter:
     return CommandFilter(policy)
 
 
+@define(eq=False)
 class Patience:
     """What one session has done that only an attack does often.  Each method is asked once for each event and
     returns the text of a 421 when the session is to end."""
 
-    __slots__ = ("_policy", "_refused_logins", "_unknown_verbs")
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self._refused_logins = self._unknown_verbs = 0
+    _policy: Policy = field(metadata=GIVEN)
+    _refused_logins: int = field(init=False, default=0)
+    _unknown_verbs: int = field(init=False, default=0)
 
     def login_answered(self, verb: bytes, code: int) -> str | None:
         """USER, PASS or ACCT was answered with `code`, by the server or by us."""

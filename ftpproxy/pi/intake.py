@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from attrs import define, field
+
+from ..freezing import GIVEN
 from ..wire.command import Command, parse_command
 from ..wire.lines import OVERLONG, LineBuffer
 from ..wire.telnet import TelnetFilter
@@ -32,33 +35,30 @@ class Ending(NamedTuple):
     """Without a reply; else with a 421."""
 
 
+@define(eq=False)
 class Intake:
     """Feed octets, take commands."""
 
-    __slots__ = (
-        "_commands_seen",
-        "_empty_lines",
-        "_lines",
-        "_overlong_lines",
-        "_policy",
-        "_taken",
-        "_telnet",
-        "_timed",
-        "patience",
-    )
+    _policy: Policy = field(metadata=GIVEN)
+    _commands_seen: int = 0
+    """One to begin with where the client has said something that was FTP already."""
+    patience: Patience = field(init=False)
+    _telnet: TelnetFilter = field(init=False, factory=TelnetFilter)
+    _lines: LineBuffer = field(init=False)
+    _empty_lines: int = field(init=False, default=0)
+    _overlong_lines: int = field(init=False, default=0)
+    _taken: int = field(init=False, default=0)
+    """Lines."""
+    _timed: int = field(init=False, default=-1)
+    """`_taken` when the clock was started."""
 
-    def __init__(self, policy: Policy, *, begun: bool = False) -> None:
-        """`begun`: the client has said something that was FTP already."""
-        self.patience = Patience(policy)
-        self._policy = policy
-        self._telnet = TelnetFilter()
-        self._lines = LineBuffer(LONGEST_COMMAND)
-        self._commands_seen = int(begun)
-        self._empty_lines = self._overlong_lines = 0
-        self._taken = 0
-        """Lines."""
-        self._timed = -1
-        """`_taken` when the clock was started."""
+    @patience.default
+    def _all_patience(self) -> Patience:
+        return Patience(self._policy)
+
+    @_lines.default
+    def _no_lines(self) -> LineBuffer:
+        return LineBuffer(LONGEST_COMMAND)
 
     def feed(self, octets: bytes, *, telnet: bool = True) -> bytes:
         """Take octets, as they are if not `telnet`; returns the Telnet answer that the client is due."""

@@ -24,9 +24,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from ..endpoints import IPAddress, Side
+from ..freezing import GIVEN
 from ..wire.command import Command, parse_command
 from ..wire.lines import OVERLONG, LineBuffer
 from ..wire.reply import NotAReply, ReplyLine, ReplyReader, reply
@@ -65,30 +66,51 @@ class LetGo:
 LoginAction = Dial | Verify | LetGo | HandOver | Arm | Hangup
 
 
+@define(init=False, eq=False)
 class LoginInterpreter:
     """One client on its way to a server.  Raises nothing for anything that a peer sends."""
+
+    _settings: LoginSettings = field(metadata=GIVEN)
+    _policy: Policy = field(metadata=GIVEN)
+    _timeouts: Timeouts = field(metadata=GIVEN)
+    _out: dict[Side, list[Chunk]]
+    _actions: deque[LoginAction]
+    _telnet: dict[Side, TelnetFilter]
+    _commands: LineBuffer
+    _replies: LineBuffer
+    _reader: ReplyReader
+    _reply: bytearray
+    """What there is of the server's reply."""
+    _wishes: Wishes
+    _wish: Wish | None
+    """The server that is being called or spoken to."""
+    _busy: bool
+    """An errand (a call, a check) or the server has to come back first."""
+    _client_ended: bool
+    _server_ended: bool
+    _connected: bool
+    _user_said: bool
+    _verbs: int
+    _refusals: int
+    _failures: int
+    _overlong: int
+    _over: bool
 
     def __init__(self, settings: LoginSettings, policy: Policy | None = None, timeouts: Timeouts | None = None) -> None:
         self._settings = settings
         self._policy = policy or Policy()
         self._timeouts = timeouts or Timeouts()
-        self._out: dict[Side, list[Chunk]] = {CLIENT: [], SERVER: []}
-        self._actions: deque[LoginAction] = deque()
+        self._out = {CLIENT: [], SERVER: []}
+        self._actions = deque()
         self._telnet = {CLIENT: TelnetFilter(), SERVER: TelnetFilter()}
         self._commands = LineBuffer(LONGEST_COMMAND)
         self._replies = LineBuffer(LONGEST_REPLY)
         self._reader = ReplyReader()
         self._reply = bytearray()
-        """What there is of the server's reply."""
-        self._client_ended = self._server_ended = False
         self._wishes = Wishes(settings)
-        self._wish: Wish | None = None
-        """The server that is being called or spoken to."""
-        self._busy = False
-        """An errand (a call, a check) or the server has to come back first."""
-        self._connected = self._user_said = False
+        self._wish = None
+        self._client_ended = self._server_ended = self._connected = self._user_said = self._busy = self._over = False
         self._verbs = self._refusals = self._failures = self._overlong = 0
-        self._over = False
         self._say(220, "FTP proxy ready.")
         self._act(Arm(Timer.LOGIN, self._timeouts.login))
 
