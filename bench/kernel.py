@@ -1,8 +1,8 @@
 """The kernel plane against plain masquerading, and the three targets that it must meet.
 
-One client, one server, one gateway that masquerades.  Either the proxy has the control connection and the kernel carries
-the data (`planes = ["nft"]`), or the gateway masquerades both and the proxy is not involved; in turn, within one run.
-The direct path passes the hooks of the proxy's table as well, since that is loaded all the time.
+One client, one server, one gateway that masquerades.  Either the proxy has the control connection and the kernel
+carries the data (`planes = ["nft"]`), or the gateway masquerades both and the proxy is not involved; in turn, within
+one run.  The direct path passes the hooks of the proxy's table as well, since that is loaded all the time.
 """
 
 from __future__ import annotations

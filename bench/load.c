@@ -145,6 +145,7 @@ static void begin(struct client *c)
     started++;
     c->step = CONNECT;
     c->have = c->transfers = 0;
+    c->final = false;
     c->started = now();
     c->data = -1;
     c->control = dial(c, &want.server, EPOLLIN, false);

@@ -62,8 +62,12 @@ table inet ftpproxy {
 	map carried6 { type ipv6_addr . ipv6_addr . inet_service : ipv6_addr . inet_service; flags timeout; }
 	set once4 { type ipv4_addr . ipv4_addr . inet_service; flags dynamic, timeout; size 65535; }
 	set once6 { type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeout; size 65535; }
-	set calling4 { type ipv4_addr . ipv4_addr . inet_service . inet_service; flags dynamic, timeout; timeout 1m; size 65535; }
-	set calling6 { type ipv6_addr . ipv6_addr . inet_service . inet_service; flags dynamic, timeout; timeout 1m; size 65535; }
+	set calling4 {
+		type ipv4_addr . ipv4_addr . inet_service . inet_service; flags dynamic, timeout; timeout 1m; size 65535;
+	}
+	set calling6 {
+		type ipv6_addr . ipv6_addr . inet_service . inet_service; flags dynamic, timeout; timeout 1m; size 65535;
+	}
 	set forth4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
 	set forth6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
 	set back4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
@@ -76,11 +80,15 @@ table inet ftpproxy {
 	chain prerouting {
 		type nat hook prerouting priority dstnat - 1; policy accept;
 		ip saddr . ip daddr . tcp dport @once4 delete @once4 { ip saddr . ip daddr . tcp dport } \\
-			update @calling4 { ip saddr . ip daddr . tcp dport . tcp sport } dnat ip to ip saddr . ip daddr . tcp dport map @carried4
-		ip saddr . ip daddr . tcp dport . tcp sport @calling4 dnat ip to ip saddr . ip daddr . tcp dport map @carried4
+			update @calling4 { ip saddr . ip daddr . tcp dport . tcp sport } \\
+			dnat ip to ip saddr . ip daddr . tcp dport map @carried4
+		ip saddr . ip daddr . tcp dport . tcp sport @calling4 \\
+			dnat ip to ip saddr . ip daddr . tcp dport map @carried4
 		ip6 saddr . ip6 daddr . tcp dport @once6 delete @once6 { ip6 saddr . ip6 daddr . tcp dport } \\
-			update @calling6 { ip6 saddr . ip6 daddr . tcp dport . tcp sport } dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
-		ip6 saddr . ip6 daddr . tcp dport . tcp sport @calling6 dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
+			update @calling6 { ip6 saddr . ip6 daddr . tcp dport . tcp sport } \\
+			dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
+		ip6 saddr . ip6 daddr . tcp dport . tcp sport @calling6 \\
+			dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
 		dnat ip to ip saddr . ip daddr . tcp dport map @awaited4
 		dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @awaited6
 	}

@@ -23,6 +23,7 @@ FLOORS = [
         "logforms",
         "logsinks",
         "netfilter",
+        "nfmessages",
         "table",
         "errands",
         "resolver",

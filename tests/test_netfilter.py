@@ -33,9 +33,8 @@ from ftpproxy.netfilter import (
     carried,
     has_table,
     of_path,
-    pack_batch,
-    pack_questions,
 )
+from ftpproxy.nfmessages import pack_batch, pack_questions
 from ftpproxy.table import Claim, load_table, remove_table
 
 from .intercept.namespaces import Namespace

@@ -7,9 +7,10 @@ A data connection with one awaited leg and one called one is two address transla
 
 So a path is a handful of elements of our table (`ftpproxy.table` has the rules that look at them): `carried` and `once`
 under (caller, called address, called port), `called` or `pinned` for the way out, and four counters under the first
-key.  They are one transaction, and all stand when `open` returns; they are taken away in as few as can be, and never
-one that is gone already, because undoing a transaction costs milliseconds.  Nobody is dialled: the path is ready at once, and whether the other end answers
-is seen by the caller itself.
+key.  What leads the call, and the first counter, stand when `open` returns, by one transaction; the other counters
+follow while the announcement is on its way, in any case before the transfer command.  Nobody is dialled: the path is
+ready at once, and whether the other end answers is seen by the caller itself.  Elements are taken away in one
+transaction too, and never one that is gone already: to undo a transaction costs the kernel milliseconds.
 
 **Ports.**  The key has the caller's address, so one port serves any number of clients at once; a port is taken only if
 the same caller is awaited, or counted, at the same address and port (NLM_F_EXCL).  Where two paths lead the same caller
@@ -17,9 +18,9 @@ to the same port of the same server, they share the element for the way out.
 
 **Accounting.**  The kernel counts packets and their octets from the IP header on.  Less 52 octets of headers a packet
 (IPv6: 72), which is IP, TCP and the time stamp option that every system in use has, that is the payload; the three-way
-handshake, which has more options, is not counted.  Retransmissions count, and peers without time stamps are under-estimated by 12 octets a packet, so the tally says
-that it is not exact.  The direction in which nothing is transferred is counted as nothing: it has acknowledgements
-only, whose options would look like octets.
+handshake, which has more options, is not counted.  Retransmissions count, and peers without time stamps are
+under-estimated by 12 octets a packet, so the tally says that it is not exact.  The direction in which nothing is
+transferred is counted as nothing: it has acknowledgements only, whose options would look like octets.
 
 **Ends.**  The kernel does not tell.  The counters are looked at, seldom while octets flow (so that the session is known
 to be busy), at once when the server has said its last word about the transfer (`settle`), and then every second, as the
@@ -35,6 +36,7 @@ administrator's forwards pass no chain and are not counted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from ..endpoints import ANY_PORT, Endpoint, IPAddress, Side
 from ..intercept.interceptor import PortRange
@@ -91,6 +93,7 @@ class NftPath:
         self._carried = carried
         self._out: Element | None = out
         self.counters = counters
+        self._counting = False
         self._counted = [Count()] * len(COUNTERS)  # of counters that were replaced since
         self._last = [Count()] * len(COUNTERS)
         self._reloads = self._reloads_before = plane.elements.reloads
@@ -105,6 +108,8 @@ class NftPath:
         self._over = False
 
     def start(self, direction: Direction) -> None:
+        with suppress(OSError):
+            self.count()  # if not, the call that is to come soon fails as well, and reports it
         now = self._plane.board.now
         if self._direction is not None:  # another file of the same connection (MODE B)
             self._settled = False
@@ -160,12 +165,21 @@ class NftPath:
         before, last = self._counted[which], self._last[which]
         return Count(before.packets + last.packets, before.octets + last.octets)
 
+    def count(self, _: float = 0.0) -> None:
+        """Install the counters that `open` has left out.  Raises `OSError`."""
+        if not self._counting and not self._over:
+            self._plane.elements.add(*self.counters[1:])
+            self._counting = True
+
     def _look(self) -> None:
-        """Read the counters."""
+        """Read the counters; before a transfer only whether the call has come."""
         elements = self._plane.elements
         self._looked_at = self._plane.board.now
         before = self._payload()
-        read = elements.read(*self.counters)
+        if self._up or self._direction is not None:
+            read = elements.read(*self.counters)
+        else:
+            read = [*elements.read(self.counters[0]), *self._last[1:]]
         if elements.reloads != self._reloads or any(now < then for now, then in zip(read, self._last, strict=True)):
             self._reloads = elements.reloads  # the table was flushed: they began again
             self._begin_again()
@@ -184,6 +198,7 @@ class NftPath:
     def _renew(self, now: float) -> None:
         """Counters must not time out before the transfer.  (Linux changes the time of an element only since 6.12.)"""
         self._begin_again()
+        self._counting = True
         self._plane.elements.remove(*self.counters)
         self._plane.elements.add(*self.counters)
         self._renew_at = now + self._plane.seconds / 2
@@ -268,7 +283,7 @@ class NftPath:
     def _let_go(self) -> None:
         self._over = True
         self._plane.paths.forget(self)
-        self._stop_awaiting(*self.counters)
+        self._stop_awaiting(*self.counters[: None if self._counting else 1])
 
 
 class NftPlane:
@@ -344,12 +359,13 @@ class NftPlane:
             way_in = carried(leg.peer, at, to, seconds=seconds)
             counters = tuple(Element(f"{kind}{version}", once.key, b"", seconds) for kind in COUNTERS)
             try:
-                self.elements.add(once, way_in, *counters, out)
+                self.elements.add(once, way_in, counters[0], out)
             except FileExistsError:
                 continue
             self._ways_out[place] = out, users + 1
             path = NftPath(self, owner, caller, at, once, way_in, counters, out)
             self.paths.add(path)
+            self.board.soon(path.count, path.crashed)
             return path
         if shared is not None:
             self.elements.add(out)

@@ -83,6 +83,7 @@ class Stage:
         owner = Owner()
         path = self.plane.open(spec, owner)
         assert isinstance(path, NftPath), path
+        self.board.turn()
         return path, owner
 
     def left(self) -> list[str]:
@@ -480,6 +481,7 @@ def test_everything_has_a_time(stage: Stage, family: Family) -> None:
     """Item 103: what a killed process leaves is gone by itself."""
     plane = NftPlane(stage.elements, PortRange(20500, 20509), stage.board, seconds=0.3)
     assert isinstance(plane.open(passive(family), Owner()), NftPath)
+    stage.board.turn()
     assert len(stage.left()) == 7
     until(lambda: stage.left() == [], "elements that outlive their time")
     plane.close()
