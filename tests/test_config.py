@@ -318,7 +318,7 @@ BAD: list[tuple[str, list[str]]] = [
     ),
     (
         FORWARD + '[log]\nlevel = "loud"\n',
-        ['log.level: "loud" is not known here; known: "debug", "info", "warning", "error"'],
+        ['log.level: "loud" is not known here; known: "debug", "info", "notice", "warning", "error", "critical"'],
     ),
     (
         changed(FORWARD, translate='"pasive"'),
@@ -641,7 +641,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     file.write_bytes(b"[log]\n# \xff\n")
     assert reasons() == [Problem("line 2", "is not UTF-8")]
     file.write_text(FORWARD)
-    assert load(file) == parse(FORWARD)
+    assert load(file, "linux") == parse(FORWARD)
 
 
 # -- show -------------------------------------------------------------------------------------------------------------
@@ -807,7 +807,9 @@ def test_pf_has_its_plane() -> None:
 def test_the_dialect_is_that_of_the_system(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ftpproxy.config.values.native_dialect", lambda: native_dialect(platform))
     if platform == "linux":
-        (problem,) = problems(PF)
+        with pytest.raises(ConfigError) as caught:
+            parse(PF, platform)
+        (problem,) = map(str, caught.value.problems)
         assert problem.startswith('service "lan".planes[0]: "pf" is the packet filter of OpenBSD and FreeBSD')
     else:
         rules = parse(PF).services[0].pf.rules
@@ -871,7 +873,7 @@ def test_required_keys_are_documented_as_such() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_valid(example: Path) -> None:
-    load(example)
+    load(example, "linux")
 
 
 def test_the_messages_of_the_documentation_are_real() -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NoReturn, Protocol
 
-__all__ = ["EXIT_CODES", "Command", "HelpFormatter", "Parser", "add_file"]
+__all__ = ["EXIT_CODES", "Command", "HelpFormatter", "Parser", "add_file", "not_here"]
 
 EXIT_CODES = """\
 exit codes:
@@ -58,3 +58,9 @@ def add_file(parser: Parser, *, required: bool = True) -> None:
     parser.add_argument(
         "-c", "--config", metavar="FILE", required=required, help="the configuration, TOML (docs/configuration.md)"
     )
+
+
+def not_here(word: str, what: str) -> int:
+    """Say that the command `word` is about Linux, which this is not; the exit code."""
+    print(f"ftpproxy {word}: {what} of Linux, and this is {os.uname().sysname} (docs/bsd.md)", file=sys.stderr)
+    return os.EX_UNAVAILABLE

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from ..pi.policy import CommandRule
-from .checks import check_service, check_together
+from .checks import check_service, check_system, check_together
 from .reading import Found, key_path, read
 from .tables import GENERAL, CommandRuleTable, ServiceTable, keys
 from .values import (
@@ -65,8 +66,11 @@ SUBTABLES = ("gateway", "pf", "policy", "limits", "tls")
 """Of `[[service]]`: the tables that there is one of."""
 
 
-def load(path: Path | str) -> Config:
-    """The configuration in the file at `path`.  Raises `ConfigError` for everything that is wrong with it."""
+def load(path: Path | str, system: str = sys.platform) -> Config:
+    """The configuration in the file at `path`, for `system` (a `sys.platform`).
+
+    Raises `ConfigError` for everything that is wrong with it.
+    """
     try:
         octets = Path(path).read_bytes()
     except OSError as error:
@@ -76,11 +80,14 @@ def load(path: Path | str) -> Config:
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem(f"line {line}", "is not UTF-8")]) from None
-    return parse(text)
+    return parse(text, system)
 
 
-def parse(text: str) -> Config:
-    """The configuration in TOML `text`.  Raises `ConfigError` for everything that is wrong with it."""
+def parse(text: str, system: str | None = None) -> Config:
+    """The configuration in TOML `text`, for `system`, a `sys.platform`, or for none in particular.
+
+    Raises `ConfigError` for everything that is wrong with it.
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -97,7 +104,9 @@ def parse(text: str) -> Config:
         for number, each in enumerate(raw):
             if (table := read(each, ServiceTable, ("service", number), found)) is not None:
                 found += [(("service", number, *where), reason) for where, reason in check_service(table)]
-                services.append((number, table.service()))
+                services.append((number, service := table.service()))
+                if system is not None:
+                    found += [(("service", number, *where), reason) for where, reason in check_system(service, system)]
     else:
         found.append((("service",), "each service is a table of its own, headed [[service]] in double brackets"))
     if raw == []:

@@ -18,6 +18,8 @@ from .deployments import until
 from .peers import PeerMissing, unpacked
 from .trap import Trap
 
+pytestmark = pytest.mark.netns
+
 PYTHON = "/usr/bin/python3.11"
 """The distribution's: the suite and the library come from packages of the same version, and this runs them."""
 NETWORK = ("TestFTPClass", "TestIPv6Environment", "TestTimeouts")
