@@ -14,6 +14,7 @@ from . import advice, netfilter, rules
 from . import log as logs
 from .announce import OWN, Announcements, Announcer, File, Interface, Name, Told
 from .config import Announce, AnnounceFrom, Config, GatewayConfig, ServiceConfig
+from .doors import Doors
 from .dtp.nft import NftPlane
 from .dtp.plane import DataPlane
 from .dtp.relay import RelayPlane
@@ -79,7 +80,8 @@ async def _serve(config: Config, claim: Claim | None) -> int:
     announcer = Announcer()
     errands = Errands(board)
     xferlog = _xferlog(config)
-    services = [_service(service, board, elements, announcer, errands, xferlog) for service in config.services]
+    doors = Doors(board)
+    services = [_service(service, board, doors, elements, announcer, errands, xferlog) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     try:
         server.listen()
@@ -98,6 +100,7 @@ async def _serve(config: Config, claim: Claim | None) -> int:
             for plane in service.terms.planes:
                 plane.close()
             service.gate.close()
+        doors.close()
         if elements is not None:
             elements.close()
         board.close()
@@ -133,18 +136,19 @@ def _warn(config: Config) -> None:
 def _service(
     config: ServiceConfig,
     board: Switchboard,
+    doors: Doors,
     elements: netfilter.Elements | None,
     announcer: Announcer,
     errands: Errands,
     xferlog: Xferlog | None,
 ) -> Service:
-    gate = _gate(config, elements)
+    gate = _gate(config, doors, elements)
     return Service(
         terms=Terms(
             service=config.name,
             policy=config.policy,
             timeouts=config.timeouts,
-            planes=_planes(config, gate, board, elements),
+            planes=_planes(config, gate, board, doors, elements),
             source=config.source,
             active_source_port=config.active_source_port,
             translate=config.translate,
@@ -202,7 +206,7 @@ def _gateway(config: GatewayConfig, errands: Errands) -> Gateway:
 
 
 def _planes(
-    config: ServiceConfig, gate: Gate, board: Switchboard, elements: netfilter.Elements | None
+    config: ServiceConfig, gate: Gate, board: Switchboard, doors: Doors, elements: netfilter.Elements | None
 ) -> list[DataPlane]:
     ports = PortRange(*config.data_ports)  # walked round by all of them together
     timeouts = config.timeouts
@@ -215,6 +219,7 @@ def _planes(
                     elements,
                     ports,
                     board,
+                    doors,
                     data_setup=timeouts.data_setup,
                     data_idle=timeouts.data_idle,
                     seconds=_element_seconds(config),
@@ -260,13 +265,13 @@ class _Keeper:
         """It is tried again in the next sweep."""
 
 
-def _gate(config: ServiceConfig, elements: netfilter.Elements | None) -> Gate:
+def _gate(config: ServiceConfig, doors: Doors, elements: netfilter.Elements | None) -> Gate:
     if config.intercept == "tproxy":
-        return TproxyGate()
+        return TproxyGate(doors)
     if config.intercept == "redirect":
         assert elements is not None
-        return RedirectGate(elements, seconds=_element_seconds(config))
-    return DirectGate()
+        return RedirectGate(elements, doors, seconds=_element_seconds(config))
+    return DirectGate(doors)
 
 
 def _spare_the_collector() -> None:

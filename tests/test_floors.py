@@ -25,6 +25,7 @@ FLOORS = [
         "errands",
         "resolver",
         "passwords",
+        "doors",
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
     {"server", "service", "listeners", "announce"},
