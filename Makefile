@@ -11,7 +11,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 system: ## what the lab and the tests need from Debian
-	@bash tests/system-packages.sh
+	@sh tests/system-packages.sh
 
 $(STAMP): pyproject.toml | system
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,11 +25,11 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 test: $(STAMP) lint ## everything, namespaces and real peers included
-	@bash tests/system-packages.sh peers
+	@sh tests/system-packages.sh peers
 	@$(BIN)/pytest -q
 
 matrix: $(STAMP) ## every real server with every real client in every mode
-	@bash tests/system-packages.sh peers
+	@sh tests/system-packages.sh peers
 	@$(BIN)/pytest -q -m matrix -p no:cacheprovider tests/netns
 
 bench: $(STAMP) ## throughput and sessions a second, as JSON

@@ -47,7 +47,7 @@ def port_overlaps(config: Config, local_ports: Path = LOCAL_PORTS) -> Iterator[P
 
 
 def rules_missing(config: Config) -> bool:
-    """Whether a service intercepts and our table with its rules is not loaded."""
-    if all(service.intercept == "none" for service in config.services):
+    """Whether a service needs our table with its rules, and it is not loaded.  With "auto" they may be anybody's."""
+    if not any(service.intercept in ("tproxy", "redirect") for service in config.services):
         return False
     return netfilter.has_table(rules.TABLE) is False

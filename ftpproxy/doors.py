@@ -7,9 +7,8 @@ call; a second path of the same caller takes another port.  A door opens with th
 closes with the last: who sits in its queue then is reset by the kernel.
 
 **Strangers.**  Anybody can call a listening port, so only who is expected is served (RFC 2577 section 4).  Everybody
-else is reset at once, and ends nothing however often he calls: others wait behind the same door, and must not lose
-their data connections by calls that a stranger makes.  The log has the first `STRANGERS` of a door, and when it closes
-how many there were in all.
+else is reset at once and logged, and ends nothing however often he calls: others wait behind the same door, and must
+not lose their data connections by calls that a stranger makes.
 
 Each socket that comes in carries SO_LINGER {1, 0} and TCP_NODELAY, inherited from its door: there is no moment at
 which the end of this process could look like the end of a file.
@@ -34,9 +33,6 @@ from .log import event
 from .switchboard import READ, Switchboard
 
 __all__ = ["Doors", "Expected"]
-
-STRANGERS = 8
-"""Strangers of one door that are logged one by one."""
 
 ACCEPTS = 16
 """Calls looked at in one turn."""
@@ -87,7 +83,6 @@ class _Door:
     def __init__(self, doors: Doors, at: Endpoint, sock: socket.socket) -> None:
         self.at = at
         self.expected: dict[IPAddress, Expected] = {}
-        self.strangers = 0
         self._doors = doors
         self._socket = sock
         self.watch = doors.board.watch(sock, self._called, self._crashed)
@@ -103,8 +98,6 @@ class _Door:
     def shut(self) -> None:
         self.watch.close()
         self._socket.close()
-        if self.strangers > STRANGERS:
-            event(log, logging.WARNING, "data.strangers", at=self.at, calls=self.strangers)
 
     def _called(self, events: int) -> None:
         for _ in range(ACCEPTS):
@@ -134,10 +127,8 @@ class _Door:
 
     def _turn_away(self, sock: socket.socket, caller: Endpoint) -> None:
         sockets.close_with_reset(sock)
-        self.strangers += 1
-        if self.strangers <= STRANGERS:
-            expected = next(iter(self.expected)) if len(self.expected) == 1 else f"{len(self.expected)} others"
-            event(log, logging.WARNING, "data.stranger", at=self.at, caller=caller, expected=expected)
+        expected = next(iter(self.expected)) if len(self.expected) == 1 else f"{len(self.expected)} others"
+        event(log, logging.WARNING, "data.stranger", at=self.at, caller=caller, expected=expected)
 
     def _crashed(self, error: Exception) -> None:
         """Whom it was opened for cannot come any more."""

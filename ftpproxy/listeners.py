@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from attrs import define
 
@@ -92,11 +92,19 @@ class Listeners:
     def __iter__(self) -> Iterator[Listener]:
         return iter(self._listeners)
 
-    def open(self, service: Service) -> None:
-        """Listen everywhere that `service` says.  Raises `CannotListen`; its cause is a `PermissionError` where a
-        privilege lacks."""
-        for at in service.listen:
-            self._add(service, _opened(service, at))
+    def open(self, service: Service, given: Sequence[socket.socket] = ()) -> None:
+        """Listen at the sockets that a supervisor has `given`; if there are none, everywhere that `service` says.
+        Raises `CannotListen`; its cause is a `PermissionError` where a privilege lacks."""
+        for sock in given:
+            try:
+                service.gate.prepare(sock)
+            except GateError as error:
+                at = Endpoint.from_sockaddr(sock.getsockname())
+                raise CannotListen(f'service "{service.name}", {at}, as passed to us: {error}') from error.__cause__
+            self._add(service, sock)
+        if not given:
+            for at in service.listen:
+                self._add(service, _opened(service, at))
 
     def _add(self, service: Service, sock: socket.socket) -> None:
         listener = Listener(service, sock, Endpoint.from_sockaddr(sock.getsockname()))

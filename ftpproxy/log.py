@@ -1,25 +1,53 @@
-"""Events in the log: one line each, `event key=value ...`, safe to read and safe to parse.
+"""Events in the log: one line each, with fields, whoever reads it.
 
-Standard `logging` carries them; what is ours is the formatter.  An event is a constant message (the event's
-name) with its fields in `extra`, so other formatters (JSON, journald) need no parsing.  Fields that a peer can
-choose (user and file names, error texts) may hold anything; here every octet that is not printable ASCII
-leaves as `\\xNN`, so a peer can neither forge a line nor move a terminal's cursor.
+Standard `logging` carries them.  An event is a constant message (the event's name) with its fields in `extra`, so no
+reader has to parse a sentence; `logforms` writes it down and `logsinks` takes it to where it is read.  Both are
+imported when they are used.  What a peer can choose (user and file names, error texts) may hold anything: each
+form keeps it from forging a line or a field, and from moving a terminal's cursor.
+
+Three things must never happen because of the log: that the service waits for it, that it ends the service, and
+that one peer fills it.  Sinks lose lines rather than wait (`lost`); `Flood` lets no peer say the same more than
+`MOST_ALIKE` times a second.  Sessions and transfers are always logged, a line each.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-import sys
+import os
 import time
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal
 
-__all__ = ["KeyValueFormatter", "event", "set_up"]
+__all__ = [
+    "MOST_ALIKE",
+    "Flood",
+    "Format",
+    "event",
+    "flood",
+    "set_level",
+    "set_up",
+    "started_by_journald",
+    "sweep",
+    "sweep_crashed",
+]
 
-LONGEST_VALUE = 300
+Format = Literal["auto", "kv", "json", "journald", "syslog", "classic", "classic-syslog"]
+"""Of `[log]`; `auto` is `journald` where the journal reads our standard error, else `kv`."""
 
-_PLAIN = re.compile(r"[A-Za-z0-9_.:/@+,\[\]()|<>*-]+\Z")
-_UNSAFE = re.compile(r"[^\x20-\x7e]|[\\\"]")
+STDERR = 2
+MOST_ALIKE = 10
+"""Lines a second with the same event, code and client's address."""
+MOST_KEYS = 1000
+"""Different ones that are counted in a second; further clients are counted together."""
+ALWAYS = frozenset({"session.open", "session.close", "transfer"})
+"""Events that are never left out."""
+
+NOTICE = 25
+"""Between info and warning, as in syslog.  No event of ours has it; `classic` knows by their names which had."""
+logging.addLevelName(NOTICE, "NOTICE")
+
+_log = logging.getLogger(__name__)
 
 
 def event(logger: logging.Logger, level: int, name: str, **fields: object) -> None:
@@ -29,46 +57,101 @@ def event(logger: logging.Logger, level: int, name: str, **fields: object) -> No
         logger.handle(logger.makeRecord(logger.name, level, "", 0, name, (), None, extra={"fields": fields}))
 
 
-def _escape(match: re.Match[str]) -> str:
-    character = match.group()
-    if character in '\\"':
-        return "\\" + character
-    return "".join(f"\\x{octet:02x}" for octet in character.encode("utf-8", "surrogateescape"))
+class Flood:
+    """A filter for a handler: what is said too often in one second is counted and not said.
+
+    The counts are logged as `log.suppressed` with the first line of a later second, or by `sweep`.
+    """
+
+    def __init__(self) -> None:
+        self.suppressed = 0
+        """Lines left out since the start."""
+        self._second = 0.0
+        self._seen: dict[tuple[str, str, str], int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == __name__ or record.msg in ALWAYS:
+            return True
+        self.sweep(record.created)
+        fields: Mapping[str, object] = getattr(record, "fields", {})
+        client = fields.get("client") or fields.get("caller") or ""
+        key = str(record.msg), str(fields.get("code") or ""), str(getattr(client, "host", client))
+        if key not in self._seen and len(self._seen) >= MOST_KEYS:
+            key = *key[:2], ""
+        count = self._seen[key] = self._seen.get(key, 0) + 1
+        if count > MOST_ALIKE:
+            self.suppressed += 1
+        return count <= MOST_ALIKE
+
+    def sweep(self, clock: float) -> None:
+        """A moment has come (seconds since the epoch): say what was left out in an earlier second."""
+        if (second := clock // 1) == self._second:
+            return
+        self._second = second
+        seen, self._seen = self._seen, {}
+        for (name, code, client), count in seen.items():
+            if count > MOST_ALIKE:
+                event(
+                    _log,
+                    logging.WARNING,
+                    "log.suppressed",
+                    of=name,
+                    code=code or None,
+                    client=client or None,
+                    count=count - MOST_ALIKE,
+                )
 
 
-def quote(value: object) -> str:
-    """`value` as it stands behind `key=`: bare if harmless, else quoted and escaped, at most 300 characters."""
-    text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
-    if len(text) > LONGEST_VALUE:
-        text = text[:LONGEST_VALUE] + "..."
-    if _PLAIN.match(text):
-        return text
-    return '"' + _UNSAFE.sub(_escape, text) + '"'
+flood = Flood()
+"""The one of this process."""
 
 
-@lru_cache(maxsize=2)
-def _second(clock: int) -> tuple[str, str]:
-    moment = time.localtime(clock)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", moment), time.strftime("%z", moment)
+def sweep(_: float) -> None:
+    """To be called once a second (of the board), so that counts are told although nobody logs."""
+    flood.sweep(time.time())
 
 
-class KeyValueFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.123+0000 info session.open session=1 client=192.0.2.1:40000 ...`"""
-
-    def format(self, record: logging.LogRecord) -> str:
-        stamp, zone = _second(int(record.created))
-        parts = [f"{stamp}.{int(record.msecs):03d}{zone}", record.levelname.lower(), record.getMessage()]
-        fields: dict[str, object] = getattr(record, "fields", {})
-        parts += [f"{key}={quote(value)}" for key, value in fields.items() if value is not None]
-        line = " ".join(parts)
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
+def sweep_crashed(_: Exception) -> None:
+    """Tried again in the next sweep."""
 
 
-def set_up(level: int = logging.INFO) -> None:
-    """Send our events to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(KeyValueFormatter())
+def started_by_journald() -> bool:
+    """Whether standard error leads to the journal (systemd.exec(5), `$JOURNAL_STREAM`: device and inode)."""
+    try:
+        device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+        status = os.fstat(STDERR)
+        return (int(device), int(inode)) == (status.st_dev, status.st_ino)
+    except (ValueError, OSError):
+        return False  # not set, or closed
+
+
+_needed: Callable[[int], int] = int
+"""The level that the loggers need to have, by the one that is wanted."""
+
+
+def set_up(
+    level: int = logging.INFO, form: Format = "auto", most_sessions: Mapping[str, int] = MappingProxyType({})
+) -> None:
+    """Send our events to where `form` says, and nowhere else.  `most_sessions` by service are said by `classic`."""
+    global _needed
+    from . import logsinks
+
+    if form == "auto":
+        form = "journald" if started_by_journald() else "kv"
+    handler = logsinks.sink(form, most_sessions)
+    _needed = int
+    if form in ("classic", "classic-syslog"):
+        from .classic import Ranks
+
+        ranks = Ranks()
+        handler.addFilter(ranks)
+        _needed = ranks.let_through
+    handler.addFilter(flood)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to write about it
+    logging.basicConfig(level=_needed(level), handlers=[handler], force=True)
+
+
+def set_level(level: int) -> None:
+    """Log what is at least as grave as `level` from now on."""
+    logging.getLogger().setLevel(_needed(level))

@@ -50,6 +50,16 @@ class PathSpec:
     def leg(self, side: Side) -> Leg:
         return self.client if side is Side.CLIENT else self.server
 
+    @property
+    def halves(self) -> tuple[Side, Await, Call] | None:
+        """The awaited leg with its side, and the called one; None if they are not one each."""
+        client, server = self.client, self.server
+        if isinstance(client, Await) and isinstance(server, Call):
+            return Side.CLIENT, client, server
+        if isinstance(server, Await) and isinstance(client, Call):
+            return Side.SERVER, server, client
+        return None
+
 
 class Direction(Enum):
     """Which way the octets of a transfer go (RFC 959 section 2.2, "data connection")."""
@@ -85,4 +95,4 @@ class Tally:
     failed: Side | None = None
     """The side whose leg failed first; None after a clean end."""
     reason: str = ""
-    """Why it failed, in words for a log line."""
+    """Why it failed, in words for a log line; mostly a `Reason`, which has its code."""

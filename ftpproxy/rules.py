@@ -112,7 +112,7 @@ def text(config: Config) -> str:
     lines += ["", f"table inet {TABLE}", f"delete table inet {TABLE}"]
 
     by_kind = {
-        kind: [service for service in config.services if service.intercept == kind]
+        kind: [service for service in config.services if service.redirection == kind]
         for kind in ("tproxy", "redirect", "none")
     }
     for service in by_kind["none"]:
@@ -172,7 +172,7 @@ def _from(clients: list[IPNetwork], version: int) -> str:
 
 
 def _verdict(service: ServiceConfig, listener: Endpoint) -> str:
-    if service.intercept == "redirect":
+    if service.redirection == "redirect":
         return f"redirect to :{listener.port}"
     family = "ip" if listener.host.version == 4 else "ip6"
     return f"tproxy {family} to {listener} meta mark set meta mark | {MARK:#x} accept"
@@ -180,7 +180,7 @@ def _verdict(service: ServiceConfig, listener: Endpoint) -> str:
 
 def routed_families(config: Config) -> list[int]:
     """The IP versions whose policy routing the configuration needs."""
-    return sorted({at.host.version for each in config.services if each.intercept == "tproxy" for at in each.listen})
+    return sorted({at.host.version for each in config.services if each.redirection == "tproxy" for at in each.listen})
 
 
 # -- into the kernel and out of it ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Trio schedules tasks; a proxy with thousands of mostly idle connections wants no
 sockets are registered with one `selectors` object (epoll, kqueue), whose own descriptor is the only thing
 that trio waits for.  When it becomes readable, every event is handed to its watcher's callback, and the
 callback handles the event to its end: it never awaits, so nothing interleaves and nothing needs a lock.
+(A kqueue does not survive fork(2): a process that goes into the background does so before it makes a switchboard.)
 
 Rules that callbacks live by:
 
@@ -38,6 +39,9 @@ TURNS_A_ROUND = 16
 """Before other tasks (signals, the sweep) get their turn."""
 
 log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.005
+"""Between two looks at a selector without a descriptor of its own: poll(2), select(2)."""
 
 T = TypeVar("T")
 
@@ -142,11 +146,11 @@ class Switchboard:
         try:
             callback(argument)
         except Exception as error:
-            log.exception("internal error; the session it belongs to ends")
+            log.exception("internal.error")  # what it belongs to ends
             try:
                 on_crash(error)
             except Exception:
-                log.exception("internal error while ending what had an internal error")
+                log.exception("internal.error")  # while ending what had an internal error
 
     async def run(self) -> None:
         """Serve events until cancelled."""
@@ -154,9 +158,13 @@ class Switchboard:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sweep_forever)
             nursery.start_soon(self._soon_forever)
-            descriptor = self.selector.fileno()
+            # Wherever trio runs there is epoll or kqueue; a Python built without them still works, at a slower pace.
+            fileno = getattr(self.selector, "fileno", None)
             while True:
-                await trio.lowlevel.wait_readable(descriptor)
+                if fileno is not None:
+                    await trio.lowlevel.wait_readable(fileno())
+                else:
+                    await trio.sleep(LOOK_SECONDS)
                 self.now = trio.current_time()
                 # Under load there is more by now, and asking costs less than a round of the scheduler.
                 for _ in range(TURNS_A_ROUND):

@@ -33,11 +33,15 @@ import os
 import shutil
 import socket
 import subprocess
+import time
+from pathlib import Path
 
-from .netfilter import TABLE, NetfilterError, NoPermission
+from .netfilter import TABLE, NetfilterError, NoPermission, has_table
 
-__all__ = ["MARK", "PLANE_TABLE", "Claim", "load_table", "remove_table"]
+__all__ = ["MARK", "PLANE_TABLE", "Claim", "load_table", "may_load", "remove_table"]
 
+CAP_NET_ADMIN = 12
+"""linux/capability.h"""
 MARK = 0x200000
 """The bit of the packet mark that leads to sockets with foreign addresses; the others are the administrator's."""
 
@@ -116,27 +120,46 @@ class Claim:
 
     It is a bound socket with an abstract name (unix(7)): the kernel scopes such names to the network namespace, as it
     does tables, and forgets them when their process ends in whatever way.  Raises `NetfilterError` where another
-    process has it.
+    process has it, unless it may `share`: then it uses that one's table, and takes the right over when that one ends.
+    Element keys arbitrate between the two (NLM_F_EXCL), and who finds the table replaced adds its own elements again.
     """
 
     NAME = b"\0ftpproxy"
 
-    def __init__(self) -> None:
+    def __init__(self, *, share: bool = False) -> None:
         self._loaded = False
-        self._lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._lock.bind(self.NAME)
-        except OSError as error:
-            self._lock.close()
-            if error.errno != errno.EADDRINUSE:
-                raise
+        self._lock: socket.socket | None = None
+        if not self._taken() and not share:
             raise NetfilterError(
                 'another ftpproxy with a "redirect" service or the plane "nft" runs in this network namespace;'
                 " put the services into one file, or stop it first"
-            ) from None
+            )
 
-    def load(self) -> None:
-        """`load_table`, and remember to remove it."""
+    def _taken(self) -> bool:
+        """Take it, if nobody else has it; whether it is ours."""
+        if self._lock is not None:
+            return True
+        lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            lock.bind(self.NAME)
+        except OSError as error:
+            lock.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+        self._lock = lock
+        return True
+
+    def load(self, patience: float = 0.0) -> None:
+        """`load_table`, and remember to remove it; or see that another process has loaded it, within `patience` seconds
+        if it is just starting.  Raises `NetfilterError`."""
+        until = time.monotonic() + patience
+        while not self._taken():
+            if has_table(TABLE):
+                return
+            if time.monotonic() >= until:
+                raise NetfilterError(f"table inet {TABLE} belongs to another ftpproxy, which has not loaded it")
+            time.sleep(0.02)
         load_table()
         self._loaded = True
 
@@ -146,7 +169,18 @@ class Claim:
             if self._loaded:
                 remove_table()
         finally:
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
+
+
+def may_load() -> bool:
+    """Whether this process may change nftables at all (CAP_NET_ADMIN); never elsewhere than on Linux."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return False
+    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(effective >> CAP_NET_ADMIN & 1)
 
 
 def load_table() -> None:

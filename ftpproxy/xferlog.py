@@ -11,13 +11,15 @@ is not the file's), the name is what the client asked for, and nobody is authent
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 import time
-from logging.handlers import WatchedFileHandler
 
 from .carried import Carried
 from .endpoints import IPAddress
+from .log import event
 from .paths import Direction
 
 __all__ = ["FILE_VERBS", "Xferlog", "line"]
@@ -25,6 +27,8 @@ __all__ = ["FILE_VERBS", "Xferlog", "line"]
 FILE_VERBS = frozenset({b"RETR", b"STOR", b"STOU", b"APPE"})
 """Listings are no files."""
 ANONYMOUS = frozenset({b"ftp", b"anonymous"})
+
+log = logging.getLogger(__name__)
 
 _UNSAFE = re.compile(rb"[\x00-\x20\x7f-\xff]")
 
@@ -71,12 +75,47 @@ class Xferlog:
     """
 
     def __init__(self, path: str) -> None:
-        self._handler = WatchedFileHandler(path, encoding="ascii")
+        self._path = path
+        self._file = -1
+        self._torn = False
+        """The last line is not whole: the next begins on a line of its own."""
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Write to the file that has the name now, which is made if need be.  Raises `OSError`; then all is as before.
+
+        `write` does so by itself where the file was moved away; this is for SIGHUP, and for who has made it anew.
+        """
+        # A pipe that nobody reads must not be waited for.
+        fresh = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
+        self.close()
+        self._file = fresh
 
     def write(self, client: IPAddress, carried: Carried) -> None:
         """Log a transfer that has just ended.  A file that cannot be written loses the line, not the session."""
-        if (text := line(client, carried, time.time())) is not None:
-            self._handler.handle(logging.makeLogRecord({"msg": text}))
+        if (text := line(client, carried, time.time())) is None:
+            return
+        octets = f"{text}\n".encode("ascii")
+        try:
+            if self._moved():
+                self.reopen()
+            if self._torn:
+                octets = b"\n" + octets
+            sent = os.write(self._file, octets)
+            self._torn = sent < len(octets)
+            if self._torn:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            event(log, logging.ERROR, "xferlog.failed", path=self._path, reason=error.strerror)
+
+    def _moved(self) -> bool:
+        try:
+            named, ours = os.stat(self._path), os.fstat(self._file)
+        except FileNotFoundError:
+            return True
+        return (named.st_dev, named.st_ino) != (ours.st_dev, ours.st_ino)
 
     def close(self) -> None:
-        self._handler.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

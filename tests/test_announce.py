@@ -17,7 +17,7 @@ from trio.testing import MockClock
 
 from ftpproxy.announce import OWN, Addresses, Announcements, Announcer, File, Interface, Name, Source, Unknown
 from ftpproxy.endpoints import Side
-from ftpproxy.log import quote
+from ftpproxy.logforms import quote
 
 from .intercept.namespaces import Namespace
 

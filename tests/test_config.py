@@ -31,6 +31,7 @@ from ftpproxy.config import (
 from ftpproxy.config.patterns import compile_pattern
 from ftpproxy.config.tables import SECTIONS, ServiceTable, keys
 from ftpproxy.endpoints import Endpoint
+from ftpproxy.pf.anchor import RuleOptions, native_dialect
 from ftpproxy.pi.filter import GROUPS, LONGEST_ARGUMENT
 from ftpproxy.pi.policy import CommandName, CommandRule, NetworkRule, Policy, Timeouts
 
@@ -297,7 +298,7 @@ BAD: list[tuple[str, list[str]]] = [
     ),
     (
         changed(FORWARD, planes='["nft", "rely"]'),
-        ['service "lan".planes[1]: "rely" is not known here; known: "nft", "relay"'],
+        ['service "lan".planes[1]: "rely" is not known here; known: "nft", "pf", "relay"'],
     ),
     (
         changed(FORWARD, active_source_port="21"),
@@ -317,7 +318,7 @@ BAD: list[tuple[str, list[str]]] = [
     ),
     (
         FORWARD + '[log]\nlevel = "loud"\n',
-        ['log.level: "loud" is not known here; known: "debug", "info", "warning", "error"'],
+        ['log.level: "loud" is not known here; known: "debug", "info", "notice", "warning", "error", "critical"'],
     ),
     (
         changed(FORWARD, translate='"pasive"'),
@@ -428,7 +429,7 @@ BAD: list[tuple[str, list[str]]] = [
     (FORWARD + "[service.tls]\nzzz = 9\n", ['service "lan".tls.zzz: unknown key; known here: mode']),
     (FORWARD + '[log]\nlevl = "info"\n', ["log.levl: unknown key; did you mean level?"]),
     ('mode = "forward"\n' + FORWARD, ["mode: unknown key here; it belongs into [[service]]"]),
-    ("[process]\n" + FORWARD, ["process: unknown key; a file has [[service]] and [log]"]),
+    ("[processes]\n" + FORWARD, ["processes: unknown key; a file has [[service]], [log], [process]"]),
     # numbers
     (
         changed(FORWARD, name='"a b"'),
@@ -489,9 +490,9 @@ BAD: list[tuple[str, list[str]]] = [
         changed(FORWARD, intercept='"none"'),
         [
             (
-                'service "lan".intercept: forward mode needs "tproxy" or "redirect": '
-                "without them nobody knows whom the client dialled"
-            )
+                'service "lan".intercept: forward mode needs "auto", "tproxy" or "redirect": '
+                "else nobody knows whom the client dialled"
+            ),
         ],
     ),
     (
@@ -640,7 +641,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     file.write_bytes(b"[log]\n# \xff\n")
     assert reasons() == [Problem("line 2", "is not UTF-8")]
     file.write_text(FORWARD)
-    assert load(file) == parse(FORWARD)
+    assert load(file, "linux") == parse(FORWARD)
 
 
 # -- show -------------------------------------------------------------------------------------------------------------
@@ -763,6 +764,59 @@ def test_nonsense_raises_the_declared_error_and_no_other(value: object) -> None:
             pass
 
 
+# -- pf ---------------------------------------------------------------------------------------------------------------
+
+
+PF = changed(FORWARD, planes='["pf", "relay"]')
+
+
+def test_the_rules_of_pf() -> None:
+    text = '[service.pf]\ntag = "FTPDATA"\nqueue = "ftpq"\nlog = 2\nrtable = 3\ndialect = "freebsd"\n'
+    config = parse(PF + text)
+    (service,) = config.services
+    expected = RuleOptions(dialect="freebsd", tag="FTPDATA", queue="ftpq", log=2, rtable=3)
+    assert service.planes == ("pf", "relay")
+    assert service.pf.rules == expected
+    assert text in show(config)
+    assert parse(show(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "words"),
+    [
+        ('dialect = "openbsd"\nqueue = "q"', "queue", "match tagged FTPDATA set queue q"),
+        ('dialect = "openbsd"\ntag = "a b"', "tag", "1 to 63 of the letters"),
+        ('dialect = "freebsd"\nrtable = 256', "rtable", "0 to 255"),
+        ('dialect = "freebsd"\nrtable = true', "rtable", "an integer is expected"),
+        ('dialect = "freebsd"\nlog = 3', "log", "known: 0, 1, 2"),
+        ('dialect = "netbsd"', "dialect", 'known: "openbsd", "freebsd"'),
+    ],
+)
+def test_rules_that_pf_would_refuse(text: str, where: str, words: str) -> None:
+    (problem,) = problems(f"{PF}[service.pf]\n{text}\n")
+    assert problem.startswith(f'service "lan".pf.{where}: ')
+    assert words in problem
+
+
+def test_pf_has_its_plane() -> None:
+    (problem,) = problems(FORWARD + '[service.pf]\ndialect = "openbsd"\n')
+    assert problem == 'service "lan".pf: is about the plane "pf", which is not in planes'
+
+
+@pytest.mark.parametrize("platform", ["linux", "openbsd7", "freebsd15"])
+def test_the_dialect_is_that_of_the_system(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftpproxy.config.values.native_dialect", lambda: native_dialect(platform))
+    if platform == "linux":
+        with pytest.raises(ConfigError) as caught:
+            parse(PF, platform)
+        (problem,) = map(str, caught.value.problems)
+        assert problem.startswith('service "lan".planes[0]: "pf" is the packet filter of OpenBSD and FreeBSD')
+    else:
+        rules = parse(PF).services[0].pf.rules
+        assert rules is not None
+        assert platform.startswith(rules.dialect)
+
+
 # -- documentation ----------------------------------------------------------------------------------------------------
 
 
@@ -778,7 +832,7 @@ def documented() -> dict[str, dict[str, str]]:
     return found
 
 
-SUBTABLES = {"gateway", "policy", "limits", "tls"}
+SUBTABLES = {"gateway", "pf", "policy", "limits", "tls"}
 
 
 def test_every_key_is_documented_and_no_other() -> None:
@@ -819,7 +873,7 @@ def test_required_keys_are_documented_as_such() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_valid(example: Path) -> None:
-    load(example)
+    load(example, "linux")
 
 
 def test_the_messages_of_the_documentation_are_real() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ftpproxy"
 FLOORS = [
-    {"endpoints", "routes", "paths"},
+    {"endpoints", "routes", "paths", "freezing", "reasons"},
     {"wire"},
     {"pi"},
     {
@@ -19,17 +19,40 @@ FLOORS = [
         "channels",
         "dial",
         "sockets",
+        "classic",
         "log",
+        "logforms",
+        "logsinks",
         "netfilter",
         "table",
         "errands",
         "resolver",
         "passwords",
         "doors",
+        "pf",
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},
-    {"server", "service", "listeners", "announce"},
-    {"config", "cli", "advice", "doctor", "rules", "lab", "compose", "__main__"},
+    {
+        "server",
+        "service",
+        "listeners",
+        "announce",
+        "activation",
+        "privileges",
+        "vitals",
+    },
+    {
+        "config",
+        "cli",
+        "advice",
+        "doctor",
+        "rules",
+        "lab",
+        "compose",
+        "daemon",
+        "dropin",
+        "__main__",
+    },
 ]
 PURE = {"trio", "socket", "ssl", "os", "time", "logging", "select", "selectors", "threading", "asyncio"}
 PROTOCOLS = {"ftpproxy.dtp.plane", "ftpproxy.intercept.interceptor"}

@@ -154,3 +154,45 @@ def test_a_rotated_file_is_made_anew(tmp_path: Path) -> None:
     log.write(CLIENT, carried())
     log.close()
     assert len(file.read_text().splitlines()) == 1
+
+
+def test_a_file_that_is_opened_anew(tmp_path: Path) -> None:
+    """For SIGHUP; where it cannot be, the old one goes on."""
+    file = tmp_path / "xferlog"
+    log = Xferlog(str(file))
+    log.write(CLIENT, carried())
+    os.rename(file, tmp_path / "xferlog.1")
+    log.reopen()
+    assert file.read_text() == ""
+    os.rename(file, tmp_path / "xferlog.2")
+    file.mkdir()
+    with pytest.raises(IsADirectoryError):
+        log.reopen()
+    file.rmdir()
+    log.write(CLIENT, carried())
+    log.close()
+    assert len(file.read_text().splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk, and a pipe that nobody reads: said in the log, and the session goes on."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("Linux's /dev/full")
+    (tmp_path / "full").symlink_to("/dev/full")
+    log = Xferlog(str(tmp_path / "full"))
+    log.write(CLIENT, carried())
+    assert [record.getMessage() for record in caplog.records] == ["xferlog.failed"]
+    log.close()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="No such device"):
+        Xferlog(str(tmp_path / "pipe"))
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    log = Xferlog(str(tmp_path / "pipe"))
+    caplog.clear()
+    while not caplog.records:
+        log.write(CLIENT, carried())
+    os.read(reader, 1 << 20)
+    log.write(CLIENT, carried())
+    assert all(not line or FIELDS.fullmatch(line) for line in os.read(reader, 1 << 20).decode().splitlines())
+    log.close()
+    os.close(reader)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from .parser import Parser, add_file
+from .parser import Parser, add_file, not_here
 
 SUMMARY = "look for what is wrong with this gateway"
 DESCRIPTION = """\
@@ -22,6 +23,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if sys.platform != "linux":
+        return not_here("doctor", "it looks at the rules, routes and files")
     from .. import doctor
     from ..config import load
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from .parser import Parser
+from .parser import Parser, not_here
 
 SUMMARY = "client, NAT gateways and server in network namespaces, to try things in"
 DESCRIPTION = "Build networks on this machine, in namespaces of their own, and try the proxy in them."
@@ -18,6 +19,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if sys.platform != "linux":
+        return not_here("lab", "it is built from network namespaces")
     from ..lab.cli import run
 
     return run(arguments)

@@ -7,13 +7,25 @@ import os
 import sys
 from typing import NoReturn, Protocol
 
-__all__ = ["EXIT_CODES", "Command", "Parser", "add_file"]
+__all__ = ["EXIT_CODES", "Command", "HelpFormatter", "Parser", "add_file", "not_here"]
 
 EXIT_CODES = """\
 exit codes:
   0 done   1 failure   64 usage   69 something needed is missing or taken   77 permission   78 configuration
   130 interrupted
 """
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, and options with their values on one line each."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{', '.join(action.option_strings)} {self._format_args(action, action.dest.upper())}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,3 +58,9 @@ def add_file(parser: Parser, *, required: bool = True) -> None:
     parser.add_argument(
         "-c", "--config", metavar="FILE", required=required, help="the configuration, TOML (docs/configuration.md)"
     )
+
+
+def not_here(word: str, what: str) -> int:
+    """Say that the command `word` is about Linux, which this is not; the exit code."""
+    print(f"ftpproxy {word}: {what} of Linux, and this is {os.uname().sysname} (docs/bsd.md)", file=sys.stderr)
+    return os.EX_UNAVAILABLE

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from .parser import Parser, add_file
+from .parser import Parser, add_file, not_here
 
 SUMMARY = "print, load or remove the redirect rules"
 DESCRIPTION = """\
@@ -27,6 +27,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if (arguments.apply or arguments.remove) and sys.platform != "linux":
+        return not_here("rules", "only the rules of nftables are loaded here, which are")
     from .. import rules
     from ..config import load
 

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from ..pi.policy import CommandRule
-from .checks import check_service, check_together
+from .checks import check_service, check_system, check_together
 from .reading import Found, key_path, read
-from .tables import CommandRuleTable, ServiceTable, keys
+from .tables import GENERAL, CommandRuleTable, ServiceTable, keys
 from .values import (
     Announce,
     AnnounceFrom,
@@ -33,8 +34,10 @@ from .values import (
     IPNetwork,
     Limits,
     LogConfig,
+    PfConfig,
     PortSpan,
     Problem,
+    ProcessConfig,
     ServiceConfig,
 )
 
@@ -48,8 +51,10 @@ __all__ = [
     "IPNetwork",
     "Limits",
     "LogConfig",
+    "PfConfig",
     "PortSpan",
     "Problem",
+    "ProcessConfig",
     "ServiceConfig",
     "load",
     "parse",
@@ -57,8 +62,15 @@ __all__ = [
 ]
 
 
-def load(path: Path | str) -> Config:
-    """The configuration in the file at `path`.  Raises `ConfigError` for everything that is wrong with it."""
+SUBTABLES = ("gateway", "pf", "policy", "limits", "tls")
+"""Of `[[service]]`: the tables that there is one of."""
+
+
+def load(path: Path | str, system: str = sys.platform) -> Config:
+    """The configuration in the file at `path`, for `system` (a `sys.platform`).
+
+    Raises `ConfigError` for everything that is wrong with it.
+    """
     try:
         octets = Path(path).read_bytes()
     except OSError as error:
@@ -68,11 +80,14 @@ def load(path: Path | str) -> Config:
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem(f"line {line}", "is not UTF-8")]) from None
-    return parse(text)
+    return parse(text, system)
 
 
-def parse(text: str) -> Config:
-    """The configuration in TOML `text`.  Raises `ConfigError` for everything that is wrong with it."""
+def parse(text: str, system: str | None = None) -> Config:
+    """The configuration in TOML `text`, for `system`, a `sys.platform`, or for none in particular.
+
+    Raises `ConfigError` for everything that is wrong with it.
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -80,32 +95,34 @@ def parse(text: str) -> Config:
         raise ConfigError([Problem(place or "", f"is not TOML: {what}")]) from None
 
     found: list[Found] = []
-    for key in data.keys() - {"service", "log"}:
+    for key in data.keys() - {"service", *GENERAL}:
         found.append(((key,), _unknown_section(key)))
-    log = read(data.get("log", {}), LogConfig, ("log",), found)
+    general: dict[str, Any] = {name: read(data.get(name, {}), table, (name,), found) for name, table in GENERAL.items()}
     services: list[tuple[int, ServiceConfig]] = []
     raw = data.get("service", [])
     if isinstance(raw, list):
         for number, each in enumerate(raw):
             if (table := read(each, ServiceTable, ("service", number), found)) is not None:
                 found += [(("service", number, *where), reason) for where, reason in check_service(table)]
-                services.append((number, table.service()))
+                services.append((number, service := table.service()))
+                if system is not None:
+                    found += [(("service", number, *where), reason) for where, reason in check_system(service, system)]
     else:
         found.append((("service",), "each service is a table of its own, headed [[service]] in double brackets"))
     if raw == []:
         found.append((("service",), "at least one [[service]] is needed"))
     found += check_together(services)
 
-    if found or log is None:
+    if found:
         names = _names(raw)
         raise ConfigError([Problem(key_path(where, names), reason) for where, reason in found])
-    return Config(services=tuple(service for _, service in services), log=log)
+    return Config(services=tuple(service for _, service in services), **general)
 
 
 def _unknown_section(key: str) -> str:
     if key in keys(ServiceTable):
         return "unknown key here; it belongs into [[service]]"
-    return "unknown key; a file has [[service]] and [log]"
+    return f"unknown key; a file has [[service]], {', '.join(f'[{name}]' for name in GENERAL)}"
 
 
 def _names(raw: object) -> dict[int, str]:
@@ -120,13 +137,11 @@ def _names(raw: object) -> dict[int, str]:
 
 def show(config: Config) -> str:
     """The effective configuration, every default spelt out, as TOML that `parse` reads to an equal value."""
-    blocks = [_block("[log]", config.log)]
+    blocks = [_block(f"[{name}]", getattr(config, name)) for name in GENERAL]
     for service in config.services:
         table = ServiceTable.of(service)
-        blocks.append(
-            _block("[[service]]", table, without=("gateway", "policy", "limits", "tls", "announce_to", "rule"))
-        )
-        blocks += [_block(f"[service.{name}]", getattr(table, name)) for name in ("gateway", "policy", "limits", "tls")]
+        blocks.append(_block("[[service]]", table, without=(*SUBTABLES, "announce_to", "rule")))
+        blocks += [_block(f"[service.{name}]", getattr(table, name)) for name in SUBTABLES]
         blocks += [_block("[[service.announce_to]]", each) for each in table.announce_to]
         blocks += [_block("[[service.rule]]", rule) for rule in table.rule]
     return "\n".join(blocks)

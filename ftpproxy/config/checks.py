@@ -6,19 +6,19 @@ Each check yields the place and one sentence that says what to do about it.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from itertools import combinations
 
 from ..endpoints import Endpoint, IPAddress
+from ..pf.anchor import RuleOptions, native_dialect, problems
 from ..pi.filter import UNTRANSLATED, verbs_of
 from ..pi.policy import IPNetwork, Policy
 from .reading import Found, Where
 from .tables import ServiceTable
-from .values import Announce, AnnounceFrom, GatewayConfig, ServiceConfig
+from .values import Announce, AnnounceFrom, GatewayConfig, PfConfig, ServiceConfig
 
-__all__ = ["check_service", "check_together"]
+__all__ = ["check_service", "check_system", "check_together"]
 
 FLOORS = {"idle": (300.0, "5m"), "data_setup": (30.0, "30s")}
 """Seconds below which a time breaks honest peers: RFC 1123 section 4.1.3.2 (a server waits five minutes for the next
@@ -55,8 +55,33 @@ def check_service(service: ServiceTable) -> Iterator[Found]:
             yield ("planes", index), f'"{plane}" is there already'
         elif "relay" in service.planes[:index]:
             yield ("planes", index), f'"{plane}" is never asked: "relay" carries everything'
-        if plane == "nft" and sys.platform != "linux":
+    yield from _pf(service)
+
+
+def check_system(service: ServiceConfig, system: str) -> Iterator[Found]:
+    """What this service cannot do under `system`, a `sys.platform`.  Places are relative to the service."""
+    if system != "linux" and service.intercept in ("tproxy", "redirect"):
+        yield ("intercept",), f'"{service.intercept}" is of Linux'
+    for index, plane in enumerate(service.planes):
+        if plane == "nft" and system != "linux":
             yield ("planes", index), '"nft" is Linux\'s packet filter; use "relay"'
+        if plane == "pf" and service.pf.dialect is None and native_dialect(system) is None:
+            reason = f'"pf" is the packet filter of OpenBSD and FreeBSD; this is {system}'
+            yield ("planes", index), f"{reason}, where `dialect` of [service.pf] must be given"
+
+
+def _rules_of(pf: PfConfig) -> RuleOptions:
+    """Where no dialect is known, that of fewer restrictions."""
+    return pf.rules or RuleOptions(dialect="freebsd", tag=pf.tag, queue=pf.queue, log=pf.log, rtable=pf.rtable)
+
+
+def _pf(service: ServiceTable) -> Iterator[Found]:
+    if service.pf == PfConfig():
+        return
+    if "pf" not in service.planes:
+        yield ("pf",), 'is about the plane "pf", which is not in planes'
+    for key, why in problems(_rules_of(service.pf)):
+        yield ("pf", key), why
 
 
 def _numbers(service: ServiceTable) -> Iterator[Found]:
@@ -182,7 +207,7 @@ def _mode(service: ServiceTable) -> Iterator[Found]:
         if service.intercept == "none":
             yield (
                 ("intercept",),
-                ('forward mode needs "tproxy" or "redirect": without them nobody knows whom the client dialled'),
+                'forward mode needs "auto", "tproxy" or "redirect": else nobody knows whom the client dialled',
             )
         if service.servers:
             yield ("servers",), "belongs to reverse mode; in forward mode the client chooses the server"

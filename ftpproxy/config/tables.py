@@ -14,10 +14,20 @@ import attrs
 from attrs import evolve, frozen
 
 from ..pi.policy import CommandName, CommandRule, IPNetwork, NetworkRule, Policy, Timeouts
-from .values import Announce, AnnounceTo, GatewayConfig, Limits, LogConfig, ServiceConfig
+from .values import (
+    Announce,
+    AnnounceTo,
+    GatewayConfig,
+    Limits,
+    LogConfig,
+    PfConfig,
+    ProcessConfig,
+    ServiceConfig,
+)
 
 __all__ = [
     "CHOICES",
+    "GENERAL",
     "SECTIONS",
     "CommandRuleTable",
     "LimitsTable",
@@ -128,15 +138,19 @@ def keys(table: type) -> list[str]:
     return [each.name for each in attrs.fields(table) if each.name not in ELSEWHERE.get(table, ())]
 
 
+GENERAL: dict[str, type] = {"log": LogConfig, "process": ProcessConfig}
+"""The tables that stand beside the services: each is the field of `Config` with its name."""
+
 SECTIONS: dict[str, type] = {
     "[[service]]": ServiceTable,
     "announce": Announce,
     "[[service.announce_to]]": AnnounceTo,
     "[service.gateway]": GatewayConfig,
+    "[service.pf]": PfConfig,
     "[service.policy]": Policy,
     "[[service.rule]]": RuleTable,
     "[service.tls]": TlsTable,
     "[service.limits]": LimitsTable,
-    "[log]": LogConfig,
+    **{f"[{name}]": table for name, table in GENERAL.items()},
 }
 """The sections of a file and the class of each."""

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple, get_args
 from attrs import frozen
 
 from ..endpoints import Endpoint, IPAddress
+from ..log import Format
+from ..pf.anchor import Dialect, RuleOptions, native_dialect
 from ..pi.destinations import Destination
 from ..pi.policy import IPNetwork, NetworkRule, Policies, Policy, Timeouts
 
@@ -22,8 +24,10 @@ __all__ = [
     "IPNetwork",
     "Limits",
     "LogConfig",
+    "PfConfig",
     "PortSpan",
     "Problem",
+    "ProcessConfig",
     "ServiceConfig",
 ]
 
@@ -122,6 +126,26 @@ class GatewayConfig:
     """The file with the proxy's own users; empty: nobody has to log in to the proxy."""
 
 
+@frozen(kw_only=True)
+class PfConfig:
+    """`[service.pf]`: what the rules of the plane "pf" have beside the addresses."""
+
+    tag: str | None = None
+    queue: str | None = None
+    log: Literal[0, 1, 2] = 0
+    rtable: int | None = None
+    dialect: Dialect | None = None
+    """None: that of the system we run on."""
+
+    @property
+    def rules(self) -> RuleOptions | None:
+        """None where the system has no pf and no dialect is given."""
+        dialect = self.dialect or native_dialect()
+        if dialect is None:
+            return None
+        return RuleOptions(dialect=dialect, tag=self.tag, queue=self.queue, log=self.log, rtable=self.rtable)
+
+
 DEFAULT_POLICY = Policy()
 DEFAULT_TIMEOUTS = Timeouts()
 
@@ -133,13 +157,14 @@ class ServiceConfig:
     name: str
     mode: Literal["forward", "reverse", "gateway"]
     listen: tuple[Endpoint, ...]
-    intercept: Literal["tproxy", "redirect", "none"]
+    intercept: Literal["auto", "tproxy", "redirect", "none"]
     clients: tuple[IPNetwork, ...] = ()
     """Who may use it; empty: everybody."""
     servers: tuple[Endpoint, ...] = ()
     """Reverse mode: whom to call, at most one of each family.  Forward mode: empty."""
-    planes: tuple[Literal["nft", "relay"], ...] = ("relay",)
+    planes: tuple[Literal["nft", "pf", "relay"], ...] = ("relay",)
     """In order of preference."""
+    pf: PfConfig = PfConfig()
     data_ports: PortSpan = DEFAULT_DATA_PORTS
     announce: Announce = Announce()
     announce_refresh: float = 60.0
@@ -163,17 +188,42 @@ class ServiceConfig:
     timeouts: Timeouts = DEFAULT_TIMEOUTS
 
     @property
+    def redirection(self) -> Literal["tproxy", "redirect", "none"]:
+        """What our own rules do for it: `intercept`, and for "auto" what suits its listeners."""
+        if self.intercept != "auto":
+            return self.intercept
+        if any(at.host.is_unspecified for at in self.listen):
+            return "redirect"  # TPROXY wants a specific address
+        if self.mode == "reverse" and not any(at.host.is_loopback for at in self.listen):
+            return "none"
+        return "tproxy"
+
+    @property
     def policies(self) -> Policies:
         return Policies(self.policy, self.rules)
+
+
+Level = Literal["debug", "info", "notice", "warning", "error", "critical"]
 
 
 @frozen(kw_only=True)
 class LogConfig:
     """`[log]`."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Level = "info"
+    format: Format = "auto"
+    """How it is written and where it goes; all but `journald` and those of syslog to standard error."""
     xferlog: str | None = None
     """A file for one line a transferred file, in the form of wu-ftpd."""
+
+
+@frozen(kw_only=True)
+class ProcessConfig:
+    """`[process]`."""
+
+    user: str | None = None
+    """Whom a process that was started as root becomes; empty: it stays root.  None: `ftpproxy`, if there is such a
+    user."""
 
 
 @frozen(kw_only=True)
@@ -182,3 +232,4 @@ class Config:
 
     services: tuple[ServiceConfig, ...]
     log: LogConfig = LogConfig()
+    process: ProcessConfig = ProcessConfig()

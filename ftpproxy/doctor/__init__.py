@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from attrs import evolve
+
 from .. import rules
 from ..config.values import Config
 from . import firewall, kernel, process, reach, redirect, rivals
@@ -51,6 +53,7 @@ def examine(config: Config, file: str) -> list[Finding]:
 
     Takes a second, and up to ten for each server that does not answer.  Raises `ConfigError` as `rules.text` does.
     """
+    config = evolve(config, services=tuple(evolve(each, intercept=each.redirection) for each in config.services))
     rules.text(config)
     machine = Machine(config, file)
     found: list[Finding] = []

@@ -1,4 +1,4 @@
-"""Linux: `tproxy`, where the socket table is the map, and `redirect`, where nftables maps to sockets of ours.
+"""Linux: `tproxy`, where the socket table is the map, `redirect`, where nftables maps to sockets of ours, and `auto`.
 
 **tproxy.**  Two prerouting rules and a policy route (see `ftpproxy rules`) hand packets to sockets of this machine
 whatever address they are sent to, if there is such a socket with IP_TRANSPARENT (Documentation/networking/tproxy.rst):
@@ -43,7 +43,7 @@ from ..sockets import IP_TRANSPARENT, IPV6_TRANSPARENT, SO_ORIGINAL_DST, bound, 
 from .direct import DirectGate, at_any_port, bind_to_call, expecting, first_free, refusal
 from .interceptor import Caller, GateError, Listener, PortRange
 
-__all__ = ["RedirectGate", "TproxyGate"]
+__all__ = ["AutoGate", "RedirectGate", "TproxyGate"]
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +62,16 @@ class TproxyGate:
         self._doors = doors
 
     def prepare(self, listener: socket.socket) -> None:
-        """Make a control listener one that `tproxy` may use.  Raises `GateError` without CAP_NET_RAW."""
+        """Make a control listener one that `tproxy` may use.  Raises `GateError` without CAP_NET_RAW, unless it is one
+        already (`Transparent=yes` in systemd.socket(5))."""
+        level, option = (
+            (socket.IPPROTO_IPV6, IPV6_TRANSPARENT)
+            if listener.family == socket.AF_INET6
+            else (socket.IPPROTO_IP, IP_TRANSPARENT)
+        )
         with refusal("make the listener transparent"):
-            if listener.family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-            else:
-                listener.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+            if not listener.getsockopt(level, option):
+                listener.setsockopt(level, option, 1)
 
     def original_destination(self, control: socket.socket) -> Endpoint:
         """The packets were never rewritten: the socket's own name is what the client dialled."""
@@ -90,6 +94,58 @@ class TproxyGate:
 
     def close(self) -> None:
         """Nothing was installed."""
+
+
+class AutoGate:
+    """`intercept = "auto"`: rules that are not ours may bring connections by `tproxy` or `redirect`, and both are
+    understood: where conntrack knows of no rewriting, the socket's own name is what the client dialled.
+
+    With `elements` data connections are led by elements, which works under both.  Without (no CAP_NET_ADMIN) they are
+    made by IP_TRANSPARENT, which works under `tproxy` only.
+    """
+
+    def __init__(self, elements: Elements | None, doors: Doors, *, seconds: float = ELEMENT_SECONDS) -> None:
+        self._transparent = TproxyGate(doors)
+        self._data = self._transparent if elements is None else RedirectGate(elements, doors, seconds=seconds)
+
+    def prepare(self, listener: socket.socket) -> None:
+        """Make it a listener that `tproxy` may use, if we may."""
+        try:
+            self._transparent.prepare(listener)
+        except GateError as error:
+            event(log, logging.DEBUG, "gate.not_transparent", reason=error)
+
+    def original_destination(self, control: socket.socket) -> Endpoint:
+        """As `RedirectGate`."""
+        return _tracked_destination(control)
+
+    def listener(self, leg: Await, ports: PortRange) -> Listener:
+        """As `RedirectGate` or `TproxyGate`."""
+        return self._data.listener(leg, ports)
+
+    def caller(self, leg: Call, ports: PortRange) -> Caller:
+        """As `RedirectGate` or `TproxyGate`."""
+        return self._data.caller(leg, ports)
+
+    def close(self) -> None:
+        """Take away every element that was not released."""
+        self._data.close()
+
+
+def _tracked_destination(control: socket.socket) -> Endpoint:
+    here = Endpoint.from_sockaddr(control.getsockname())
+    try:
+        if here.host.version == 4:
+            raw = control.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, _sockaddr_in.size)
+            port, host = _sockaddr_in.unpack(raw)
+        else:
+            raw = control.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, _sockaddr_in6.size)
+            port, host = _sockaddr_in6.unpack(raw)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOPROTOOPT):
+            return here
+        raise GateError(f"cannot find whom {control!r} was dialled as: {error.strerror}") from error
+    return Endpoint(ipaddress.ip_address(host), port)
 
 
 @frozen(eq=False)
@@ -120,19 +176,7 @@ class RedirectGate:
     def original_destination(self, control: socket.socket) -> Endpoint:
         """What conntrack has as the destination before any rewriting; the socket's own name where it was not
         redirected, or where this kernel tracks no connections.  Raises `GateError`."""
-        here = Endpoint.from_sockaddr(control.getsockname())
-        try:
-            if here.host.version == 4:
-                raw = control.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, _sockaddr_in.size)
-                port, host = _sockaddr_in.unpack(raw)
-            else:
-                raw = control.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, _sockaddr_in6.size)
-                port, host = _sockaddr_in6.unpack(raw)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOPROTOOPT):
-                return here
-            raise GateError(f"cannot find whom {control!r} was dialled as: {error.strerror}") from error
-        return Endpoint(ipaddress.ip_address(host), port)
+        return _tracked_destination(control)
 
     def listener(self, leg: Await, ports: PortRange) -> Listener:
         """Listen at `leg.at` if it is ours, else at our address towards the peer, at the same port, with an element

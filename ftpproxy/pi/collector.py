@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from attrs import define, field
+
 from ..wire.reply import ReplyLine, ReplyReader
 from .verbs import Kind
 
@@ -41,19 +43,17 @@ class Part(NamedTuple):
     """The last line of the reply; None if more of it is to come."""
 
 
+@define(eq=False)
 class ReplyCollector:
     """Give lines, take parts of replies."""
 
-    __slots__ = ("_kept", "_kind", "_octets", "_reader", "_streaming")
-
-    def __init__(self) -> None:
-        self._reader = ReplyReader()
-        self._kind = Kind.ORDINARY
-        """What the reply that is open answers."""
-        self._kept: list[bytes] = []
-        self._octets = 0
-        self._streaming = False
-        """The rest of the reply is passed on as it comes."""
+    _reader: ReplyReader = field(init=False, factory=ReplyReader)
+    _kind: Kind = field(init=False, default=Kind.ORDINARY)
+    """What the reply that is open answers."""
+    _kept: list[bytes] = field(init=False, factory=list)
+    _octets: int = field(init=False, default=0)
+    _streaming: bool = field(init=False, default=False)
+    """The rest of the reply is passed on as it comes."""
 
     @property
     def inside(self) -> bool:

@@ -11,9 +11,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from attrs import define, field
+
+from ..freezing import GIVEN
+from ..reasons import Reason
 from ..wire.command import Command, parse_command
 from ..wire.lines import OVERLONG, LineBuffer
 from ..wire.telnet import TelnetFilter
+from . import endings
 from .filter import Patience, Refusal, foreign_command, foreign_octets
 from .policy import Policy
 
@@ -27,38 +32,35 @@ MOST_EMPTY_LINES = 10
 class Ending(NamedTuple):
     """The session is to end."""
 
-    reason: str
+    reason: Reason
     silent: bool = False
     """Without a reply; else with a 421."""
 
 
+@define(eq=False)
 class Intake:
     """Feed octets, take commands."""
 
-    __slots__ = (
-        "_commands_seen",
-        "_empty_lines",
-        "_lines",
-        "_overlong_lines",
-        "_policy",
-        "_taken",
-        "_telnet",
-        "_timed",
-        "patience",
-    )
+    _policy: Policy = field(metadata=GIVEN)
+    _commands_seen: int = 0
+    """One to begin with where the client has said something that was FTP already."""
+    patience: Patience = field(init=False)
+    _telnet: TelnetFilter = field(init=False, factory=TelnetFilter)
+    _lines: LineBuffer = field(init=False)
+    _empty_lines: int = field(init=False, default=0)
+    _overlong_lines: int = field(init=False, default=0)
+    _taken: int = field(init=False, default=0)
+    """Lines."""
+    _timed: int = field(init=False, default=-1)
+    """`_taken` when the clock was started."""
 
-    def __init__(self, policy: Policy, *, begun: bool = False) -> None:
-        """`begun`: the client has said something that was FTP already."""
-        self.patience = Patience(policy)
-        self._policy = policy
-        self._telnet = TelnetFilter()
-        self._lines = LineBuffer(LONGEST_COMMAND)
-        self._commands_seen = int(begun)
-        self._empty_lines = self._overlong_lines = 0
-        self._taken = 0
-        """Lines."""
-        self._timed = -1
-        """`_taken` when the clock was started."""
+    @patience.default
+    def _all_patience(self) -> Patience:
+        return Patience(self._policy)
+
+    @_lines.default
+    def _no_lines(self) -> LineBuffer:
+        return LineBuffer(LONGEST_COMMAND)
 
     def feed(self, octets: bytes, *, telnet: bool = True) -> bytes:
         """Take octets, as they are if not `telnet`; returns the Telnet answer that the client is due."""
@@ -80,22 +82,22 @@ class Intake:
             if line is OVERLONG:
                 self._overlong_lines += 1
                 if self._overlong_lines > 1:
-                    return Ending("Command lines are too long.")
+                    return Ending(endings.LONG_LINES)
                 return Refusal(500, "The command line is too long.")
             command = parse_command(line)
             if command.verb:
                 return self._ending(command, logged_in) or command
             self._empty_lines += 1
             if self._empty_lines > MOST_EMPTY_LINES:
-                return Ending("Too many empty lines.")
+                return Ending(endings.EMPTY_LINES)
 
     def _ending(self, command: Command, logged_in: bool) -> Ending | None:
         self._empty_lines = 0
         self._commands_seen += 1
         if self._commands_seen == 1 and (reason := foreign_command(command)):
             return Ending(reason, silent=True)
-        text = self.patience.command(command.verb, logged_in=logged_in)
-        return Ending(text) if text else None
+        reason = self.patience.command(command.verb, logged_in=logged_in)
+        return Ending(reason) if reason else None
 
     def clock_due(self) -> bool:
         """Whether a line has begun and no clock was started for it: one is to be started now."""

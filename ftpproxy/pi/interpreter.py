@@ -26,20 +26,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from attrs import define, evolve, field
+
 from ..endpoints import ANY_PORT, Endpoint, Side
+from ..freezing import GIVEN
 from ..routes import Route
 from ..wire import feat
 from ..wire.command import Command
 from ..wire.lines import OVERLONG, LineBuffer
-from ..wire.reply import NotAReply, ReplyLine, mended, reply
+from ..wire.reply import NotAReply, ReplyLine, reply
 from ..wire.telnet import SYNCH, TelnetFilter
-from .actions import Action, Arm, Chunk, Hangup, Need, Timer
+from . import endings
+from .actions import Action, Arm, Chunk, Hangup, LoginFailed, Need, Timer
 from .collector import ENDPOINT_CODES, ReplyCollector, ReplyTooLong
 from .dialogue import NO_COMMAND, Dialogue
-from .filter import Refusal, filter_of
+from .filter import CommandFilter, Refusal, filter_of, refuses_login
 from .handover import HandOver
 from .intake import LONGEST_COMMAND, Ending, Intake
 from .ledger import Turn
+from .masking import user_name
 from .negotiation import Negotiation, Translate
 from .policy import Policy, Timeouts
 from .security import Passage, PlainText
@@ -52,16 +57,39 @@ LONGEST_REPLY = 32768
 """Octets of one line; real servers were seen with 17 kB."""
 ENDING_SECONDS = 10.0
 """How long a server that said 421 may take to close."""
-ABORT_SECONDS = 2.0
-"""How long a transfer may be unanswered after its ABOR was."""
-ABORTED_SECONDS = 5.0
-"""How long the other answer to an abort may come late."""
 PATHS = (Kind.ORDINARY, Kind.TRANSFER)
 CLIENT, SERVER = Side.CLIENT, Side.SERVER
 
 
+@define(init=False, eq=False)
 class ProtocolInterpreter:
     """One control connection's understanding of itself.  Raises nothing for anything that a peer sends."""
+
+    _policy: Policy = field(metadata=GIVEN)
+    _timeouts: Timeouts = field(metadata=GIVEN)
+    _filter: CommandFilter = field(metadata=GIVEN)
+    _dialogue: Dialogue
+    _transfers: Transfers
+    _negotiation: Negotiation
+    _intake: Intake
+    _server_telnet: TelnetFilter = field(factory=TelnetFilter)
+    _replies: LineBuffer = field(factory=lambda: LineBuffer(LONGEST_REPLY))
+    _collector: ReplyCollector = field(factory=ReplyCollector)
+    _handover: HandOver | None = None
+    _first: bool = False
+    """The client's first command is the one that the login has left."""
+    _held: Command | Refusal | None = None
+    """What the client said and must wait for its turn."""
+    _logged_in: bool = False
+    _solicited: bool = False
+    """Something was owed when the reply that is being read began."""
+    _client_ended: bool = False
+    _server_ended: bool = False
+    _passage: Passage | None = None
+    """After AUTH: both directions pass as they are."""
+    _dismissed: bool = False
+    """After 421: whatever the server still says passes, nothing is matched."""
+    _over: bool = False
 
     def __init__(
         self,
@@ -73,44 +101,27 @@ class ProtocolInterpreter:
         translate: Translate = "mirror",
         handover: HandOver | None = None,
     ) -> None:
-        self._policy = policy or Policy()
-        self._timeouts = timeouts or Timeouts()
-        self._dialogue = Dialogue()
-        self._transfers = Transfers(self._dialogue)
-        self._negotiation = Negotiation(
-            self._dialogue,
-            self._transfers,
+        policy, timeouts, dialogue = policy or Policy(), timeouts or Timeouts(), Dialogue()
+        transfers = Transfers(dialogue)
+        negotiation = Negotiation(
+            dialogue,
+            transfers,
             route,
-            self._policy,
-            self._timeouts,
+            policy,
+            timeouts,
             active_source_port=active_source_port,
             translate=translate,
         )
-        self._filter = filter_of(self._policy)
-        self._intake = Intake(self._policy, begun=handover is not None)
-        self._server_telnet = TelnetFilter()
-        self._replies = LineBuffer(LONGEST_REPLY)
-        self._collector = ReplyCollector()
-        self._held: Command | Refusal | None = None
-        """What the client said and must wait for its turn."""
-        self._solicited = False
-        """Something was owed when the reply that is being read began."""
-        self._aborted = False
-        """ABOR was answered a moment ago: a second answer may come late."""
-        self._client_ended = self._server_ended = False
-        self._logged_in = False
-        self._passage: Passage | None = None
-        """After AUTH: both directions pass as they are."""
-        self._dismissed = False
-        """After 421: whatever the server still says passes, nothing is matched."""
-        self._over = False
-        self._handover = handover
+        intake = Intake(policy, int(handover is not None))
+        self.__attrs_init__(policy, timeouts, filter_of(policy), dialogue, transfers, negotiation, intake)
         if handover is None:
             self._dialogue.ledger.add(Turn(NO_COMMAND, Kind.GREETING))
             self._dialogue.act(Arm(Timer.GREETING, self._timeouts.greeting))
         else:  # the server has greeted, and the client may have said USER or PASS
             self._logged_in = handover.greeting == 230
             self._held = handover.first
+            self._first = handover.first is not None
+            self._handover = evolve(handover, first=None, client=b"", server=b"")
             self._intake.feed(handover.client, telnet=False)
             self._replies.feed(handover.server)
             self._dialogue.act(Arm(Timer.LOGIN, self._timeouts.login))
@@ -160,23 +171,23 @@ class ProtocolInterpreter:
         elif timer is Timer.HOLD:
             self._transfers.release()
         elif timer is Timer.ABORT:
-            self._give_transfer_up()
+            self._transfers.give_up()
         elif timer is Timer.ABORTED:
-            self._aborted = False
+            self._transfers.aborted = False
         elif timer is Timer.ENDING:
-            self._hang_up("the server said 421 and did not close")
+            self._hang_up(endings.NOT_CLOSED)
         elif timer is Timer.GREETING and self._dialogue.ledger.owes(Kind.GREETING):
-            self.dismiss("The server did not greet in time.")
+            self.dismiss(endings.GREETING_TIMEOUT)
         elif timer is Timer.LOGIN and self._policy.require_login and not (self._logged_in or self._passage):
-            self.dismiss("Login took too long.")
+            self.dismiss(endings.LOGIN_TIMEOUT)
         elif timer is Timer.LINE and self._intake.overdue and self._passage is None:
-            self.dismiss("The command line took too long.")
+            self.dismiss(endings.LINE_TIMEOUT)
 
-    def dismiss(self, text: str) -> None:
-        """End the session: 421 with this text to the client, then `Hangup`."""
+    def dismiss(self, reason: str) -> None:
+        """End the session: 421 with this text (mostly a `Reason`) to the client, then `Hangup`."""
         if not self._over:
-            self._dialogue.say(421, text)
-            self._hang_up(text)
+            self._dialogue.say(421, reason)
+            self._hang_up(reason)
 
     def path_opened(self, announced: Mapping[Side, Endpoint], *, ready: bool, reports_end: bool = True) -> None:
         """The path of the last `OpenPath` stands.  For `ready` and `reports_end` see `dtp.plane.Path`."""
@@ -231,7 +242,7 @@ class ProtocolInterpreter:
         ledger = self._dialogue.ledger
         if isinstance(taken, Refusal):
             if ledger.admits(Kind.ORDINARY):
-                self._dialogue.answer(*taken)
+                self._dialogue.refuse(NO_COMMAND, taken)
                 return True
             return False
         kind = kind_of(taken.verb)
@@ -253,13 +264,14 @@ class ProtocolInterpreter:
         return self._filter.judge(command)
 
     def _command(self, command: Command, kind: Kind) -> None:
-        if command.verb == b"USER" and self._handover is not None and command is not self._handover.first:
+        first, self._first = self._first, False
+        if command.verb == b"USER" and self._handover is not None and not first:
             if (user := self._handover.user(command)) is None:
                 self._dialogue.answer(503, "Log in to another server on another connection.")
                 return
             command = user
         if (refusal := self._refusal(command, kind)) is not None:
-            self._dialogue.answer(*refusal)
+            self._dialogue.refuse(command, refusal, logged_in=self._logged_in)
             self._lose_patience(command, refusal.code)
         elif kind is Kind.PASSIVE:
             self._negotiation.passive(command, logged_in=self._logged_in)
@@ -279,7 +291,7 @@ class ProtocolInterpreter:
 
     def _client_gone(self) -> None:
         if not self._dialogue.ledger.owes(Kind.ENDING):  # after QUIT the replies are still wanted
-            self._hang_up("the client closed")
+            self._hang_up(self._closed(CLIENT))
 
     # From the server
 
@@ -296,9 +308,9 @@ class ProtocolInterpreter:
                     return Need.PEER
                 return Need.DATA
             if line is OVERLONG:
-                self.dismiss("The server sent a line that is too long.")
+                self.dismiss(endings.LONG_LINE)
             elif self._dismissed:
-                self._say_as_it_is(line)
+                self._dialogue.pass_by(line)
             elif line or self._collector.inside:  # empty lines between replies are nothing
                 self._reply_line(line)
         return Need.PEER
@@ -312,7 +324,7 @@ class ProtocolInterpreter:
         except NotAReply:
             self._not_a_reply(line)
         except ReplyTooLong:
-            self.dismiss("The server sent a reply that is too long.")
+            self.dismiss(endings.LONG_REPLY)
         else:
             if last is not None:
                 self._complete(last, lines)
@@ -322,16 +334,11 @@ class ProtocolInterpreter:
     def _not_a_reply(self, line: bytes) -> None:
         turn = self._dialogue.ledger.head
         if self._policy.greeting == "strict" or (turn is not None and turn.kind in (Kind.PASSIVE, Kind.ACTIVE)):
-            self.dismiss("The server does not speak FTP.")
+            self.dismiss(endings.NO_FTP)
             return
-        self._say_as_it_is(line)
+        self._dialogue.pass_by(line)
         if turn is not None:
             self._dialogue.end(turn)
-
-    def _say_as_it_is(self, line: bytes) -> None:
-        """A line that answers nothing: no endpoint, and nothing that ends a line but its end."""
-        if line[:3] not in map(b"%d".__mod__, ENDPOINT_CODES):
-            self._dialogue.pass_on([mended(line) + b"\r\n"])
 
     def _complete(self, judged: ReplyLine, lines: list[bytes]) -> None:
         """The last line of a reply has come: whose is it?"""
@@ -345,14 +352,14 @@ class ProtocolInterpreter:
         elif self._solicited and ledger.begins(code, lenient=self._policy.greeting == "lenient"):
             self._dialogue.pass_on(lines)
         elif self._solicited and (turns := ledger.match(code, judged.text)):
-            if code in ENDPOINT_CODES and not self._negotiation.expects_endpoint(turns[0]):
+            if code in ENDPOINT_CODES and not self._negotiation.expects_endpoint:
                 # A server that understood something else than we did: the client must not learn of the endpoint.
                 judged, lines = judged._replace(code=502), [reply(502, "Command not implemented.")]
             if turns[0].ended_by(judged.code):
                 self._answered(turns, judged, lines)
             else:
                 self._dialogue.pass_on(lines)
-        elif not (code in ENDPOINT_CODES or (self._aborted and code in (225, 226, 426))):
+        elif not (code in ENDPOINT_CODES or (self._transfers.aborted and code in (225, 226, 426))):
             # Nobody asked.  An endpoint that nobody asked for would answer the next PASV, and is not passed on.
             self._dialogue.pass_on(lines)
 
@@ -361,19 +368,19 @@ class ProtocolInterpreter:
         turn, code = turns[0], judged.code
         positive = 200 <= code < 300
         if turn.kind in (Kind.PASSIVE, Kind.ACTIVE):
-            self._negotiation.answered(turn, judged, lines)
+            self._negotiation.answered(judged, lines)
             return
         if turn.kind is Kind.TRANSFER:
             self._transfers.answered(turn, positive, lines)
             if len(turns) > 1:
-                self._abort_answered(turns[1])
+                self._transfers.abort_answered(turns[1])
             return
         if turn.kind is Kind.FEATURES:
             hidden = REFUSED_FEATURES | self._filter.refused
             lines = feat.reply_to_feat(code, lines, hidden, self._negotiation.provides)
         self._dialogue.pass_on(lines)
         if turn.kind is Kind.ABORT:
-            self._abort_answered(turn, positive=positive)
+            self._transfers.abort_answered(turn, positive=positive)
             return
         if turn.kind is Kind.GREETING:
             self._logged_in = code == 230
@@ -389,43 +396,29 @@ class ProtocolInterpreter:
             self._transfers.drop("AUTH")
             self._passage = Passage(code)
             if self._held is not None:
-                self._hang_up("the client sent plain text behind AUTH")
+                self._hang_up(endings.plain_text(CLIENT))
         self._dialogue.end(turn)
         if turn.kind is Kind.LOGIN:
             self._lose_patience(turn.command, code)
 
     def _login_answered(self, turn: Turn, code: int) -> None:
         if turn.command.verb == b"USER":
-            self._transfers.user = turn.command.argument
+            self._transfers.user = user_name(turn.command.argument)
         if code in (230, 232) or (code == 202 and turn.command.verb != b"USER"):
             self._logged_in = True
         elif turn.command.verb == b"USER" and 300 <= code < 400:
             self._logged_in = False
 
     def _lose_patience(self, command: Command, code: int) -> None:
-        if text := self._intake.patience.login_answered(command.verb, code):
-            self.dismiss(text)
-
-    def _abort_answered(self, turn: Turn, *, positive: bool = True) -> None:
-        if positive:
-            self._aborted = True
-            self._dialogue.act(Arm(Timer.ABORTED, ABORTED_SECONDS))
-            if self._dialogue.ledger.abort_answered():
-                self._dialogue.act(Arm(Timer.ABORT, ABORT_SECONDS))
-            else:
-                self._transfers.drop("aborted")
-        self._dialogue.end(turn)
-
-    def _give_transfer_up(self) -> None:
-        """The server has answered ABOR and not the transfer (pyftpdlib, when no data connection was made)."""
-        if (transfer := self._dialogue.ledger.aborted) is not None and not self._transfers.holding:
-            self._transfers.give_up()
-            self._dialogue.end(transfer)
+        if refuses_login(command.verb, code):
+            self._dialogue.act(LoginFailed(self._transfers.user))
+            if reason := self._intake.patience.login_failed():
+                self.dismiss(reason)
 
     def _server_gone(self) -> None:
         if not self._dismissed and self._dialogue.ledger.owes(Kind.GREETING):
             self._dialogue.say(421, "The server closed the connection.")
-        self._hang_up("the server closed")
+        self._hang_up(self._closed(SERVER))
 
     # Both
 
@@ -439,10 +432,13 @@ class ProtocolInterpreter:
             if buffer:
                 out.append(Chunk(passage.carry(side, buffer)))
         except PlainText:
-            self._hang_up(f"the {side} sent plain text behind AUTH")
+            self._hang_up(endings.plain_text(side))
         if ended:
-            self._hang_up(f"the {side} closed")
+            self._hang_up(self._closed(side))
         return Need.DATA
+
+    def _closed(self, side: Side) -> str:
+        return endings.closed(side, quit=self._dialogue.ledger.quit, dismissed=self._dismissed)
 
     def _hang_up(self, reason: str) -> None:
         if not self._over:

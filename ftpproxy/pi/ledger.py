@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from attrs import define, field
+
 from ..wire.command import Command
 from .verbs import BARRIERS, Kind
 
@@ -38,35 +40,33 @@ _PRELIMINARY = frozenset({Kind.GREETING, Kind.RESET, Kind.TRANSFER, Kind.PASSIVE
 """What may be answered with 1yz first (RFC 959 section 5.4); the set-up commands because nobody else may end them."""
 
 
+@define(eq=False)
 class Turn:
     """One command and what became of it."""
 
-    __slots__ = ("aborted", "command", "kind", "local", "preliminary")
-
-    def __init__(self, command: Command, kind: Kind, local: bytes = b"") -> None:
-        self.command = command
-        self.kind = kind
-        self.local = local
-        """Our own reply; the command was not forwarded."""
-        self.preliminary = False
-        """A 1yz was seen."""
-        self.aborted = False
-        """It is a transfer whose ABOR was answered."""
+    command: Command
+    kind: Kind
+    local: bytes = b""
+    """Our own reply; the command was not forwarded."""
+    preliminary: bool = field(init=False, default=False)
+    """A 1yz was seen."""
+    aborted: bool = field(init=False, default=False)
+    """It is a transfer whose ABOR was answered."""
 
     def ended_by(self, code: int) -> bool:
         """Whether a complete reply with this code, which is not preliminary, ends the turn."""
         return not (code == 200 and self.kind is Kind.TRANSFER and not self.preliminary)
 
 
+@define(eq=False)
 class Ledger:
     """Turns in the client's order, and those out of band; the first is always one that the server owes."""
 
-    __slots__ = ("_octets", "_out_of_band", "_turns")
-
-    def __init__(self) -> None:
-        self._turns: deque[Turn] = deque()
-        self._out_of_band: deque[Turn] = deque()
-        self._octets = 0
+    _turns: deque[Turn] = field(init=False, factory=deque)
+    _out_of_band: deque[Turn] = field(init=False, factory=deque)
+    _octets: int = field(init=False, default=0)
+    quit: bool = field(init=False, default=False)
+    """The client has said QUIT to the server."""
 
     def __len__(self) -> int:
         return len(self._turns) + len(self._out_of_band)
@@ -125,10 +125,12 @@ class Ledger:
 
     def add(self, turn: Turn) -> None:
         self._octets += len(turn.command.line)
+        self.quit |= turn.kind is Kind.ENDING
         self._turns.append(turn)
 
     def add_out_of_band(self, turn: Turn) -> None:
         self._octets += len(turn.command.line)
+        self.quit |= turn.kind is Kind.ENDING
         self._out_of_band.append(turn)
 
     def begins(self, code: int, *, lenient: bool) -> bool:

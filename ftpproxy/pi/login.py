@@ -24,17 +24,21 @@ from __future__ import annotations
 
 from collections import deque
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from ..endpoints import IPAddress, Side
+from ..freezing import GIVEN
+from ..reasons import Code
 from ..wire.command import Command, parse_command
 from ..wire.lines import OVERLONG, LineBuffer
 from ..wire.reply import NotAReply, ReplyLine, ReplyReader, reply
 from ..wire.telnet import TelnetFilter
-from .actions import Arm, Chunk, Hangup, Need, Timer
+from . import endings
+from .actions import Arm, Chunk, Denied, Hangup, Need, Timer
 from .destinations import Target
 from .filter import filter_of
 from .handover import HandOver
+from .masking import loggable
 from .policy import Policy, Timeouts
 from .verbs import HTTP_VERBS
 from .wishes import Answer, LoginSettings, Outcome, Verify, Wish, Wishes
@@ -62,33 +66,54 @@ class LetGo:
     """Close the connection to the server; the client stays."""
 
 
-LoginAction = Dial | Verify | LetGo | HandOver | Arm | Hangup
+LoginAction = Dial | Verify | LetGo | HandOver | Arm | Hangup | Denied
 
 
+@define(init=False, eq=False)
 class LoginInterpreter:
     """One client on its way to a server.  Raises nothing for anything that a peer sends."""
+
+    _settings: LoginSettings = field(metadata=GIVEN)
+    _policy: Policy = field(metadata=GIVEN)
+    _timeouts: Timeouts = field(metadata=GIVEN)
+    _out: dict[Side, list[Chunk]]
+    _actions: deque[LoginAction]
+    _telnet: dict[Side, TelnetFilter]
+    _commands: LineBuffer
+    _replies: LineBuffer
+    _reader: ReplyReader
+    _reply: bytearray
+    """What there is of the server's reply."""
+    _wishes: Wishes
+    _wish: Wish | None
+    """The server that is being called or spoken to."""
+    _busy: bool
+    """An errand (a call, a check) or the server has to come back first."""
+    _client_ended: bool
+    _server_ended: bool
+    _connected: bool
+    _user_said: bool
+    _verbs: int
+    _refusals: int
+    _failures: int
+    _overlong: int
+    _over: bool
 
     def __init__(self, settings: LoginSettings, policy: Policy | None = None, timeouts: Timeouts | None = None) -> None:
         self._settings = settings
         self._policy = policy or Policy()
         self._timeouts = timeouts or Timeouts()
-        self._out: dict[Side, list[Chunk]] = {CLIENT: [], SERVER: []}
-        self._actions: deque[LoginAction] = deque()
+        self._out = {CLIENT: [], SERVER: []}
+        self._actions = deque()
         self._telnet = {CLIENT: TelnetFilter(), SERVER: TelnetFilter()}
         self._commands = LineBuffer(LONGEST_COMMAND)
         self._replies = LineBuffer(LONGEST_REPLY)
         self._reader = ReplyReader()
         self._reply = bytearray()
-        """What there is of the server's reply."""
-        self._client_ended = self._server_ended = False
         self._wishes = Wishes(settings)
-        self._wish: Wish | None = None
-        """The server that is being called or spoken to."""
-        self._busy = False
-        """An errand (a call, a check) or the server has to come back first."""
-        self._connected = self._user_said = False
+        self._wish = None
+        self._client_ended = self._server_ended = self._connected = self._user_said = self._busy = self._over = False
         self._verbs = self._refusals = self._failures = self._overlong = 0
-        self._over = False
         self._say(220, "FTP proxy ready.")
         self._act(Arm(Timer.LOGIN, self._timeouts.login))
 
@@ -103,7 +128,7 @@ class LoginInterpreter:
                 self._server_ended = True
             return
         if side is CLIENT and not self._verbs and not len(self._commands) and octets.startswith(b"\x16"):
-            self._hang_up("the client speaks TLS")
+            self._hang_up(endings.SPEAKS_TLS)
         octets, answer = self._telnet[side].feed(octets)
         if answer:
             self._out[side].append(Chunk(answer))
@@ -125,15 +150,15 @@ class LoginInterpreter:
     def timer(self, timer: Timer) -> None:
         """A clock that was armed has run down."""
         if timer is Timer.LOGIN:
-            self.dismiss("Login took too long.")
+            self.dismiss(endings.LOGIN_TIMEOUT)
         elif timer is Timer.GREETING and self._connected and not self._over:
             self._fail("The server did not answer in time.")
 
-    def dismiss(self, text: str) -> None:
-        """End it: 421 with this text to the client, then `Hangup`."""
+    def dismiss(self, reason: str) -> None:
+        """End it: 421 with this text (mostly a `Reason`) to the client, then `Hangup`."""
         if not self._over:
-            self._say(421, text)
-            self._hang_up(text)
+            self._say(421, reason)
+            self._hang_up(reason)
 
     def admits(self, address: IPAddress) -> bool:
         """Whether `address`, which the target of the last `Dial` is or was found to have, may be called."""
@@ -160,7 +185,7 @@ class LoginInterpreter:
         self._busy = False
         self._failures += not right
         if self._failures >= self._policy.login_attempts:
-            self.dismiss("Too many failed logins.")
+            self.dismiss(endings.FAILED_LOGINS)
         else:
             self._take(self._wishes.verified(right))
 
@@ -173,13 +198,13 @@ class LoginInterpreter:
             line = self._commands.next_line()
             if line is None:
                 if self._client_ended:
-                    self._hang_up("the client closed")
+                    self._hang_up(endings.closed(CLIENT, quit=False, dismissed=False))
                     return Need.PEER
                 return Need.DATA
             if line is OVERLONG:
                 self._overlong += 1
                 if self._overlong > 1:
-                    self.dismiss("Command lines are too long.")
+                    self.dismiss(endings.LONG_LINES)
                 else:
                     self._say(500, "The command line is too long.")
                 continue
@@ -190,7 +215,7 @@ class LoginInterpreter:
         verb, argument = command.verb, command.argument
         self._verbs += 1
         if self._verbs == 1 and verb in HTTP_VERBS:
-            self._hang_up("the client speaks HTTP")
+            self._hang_up(endings.SPEAKS_HTTP)
         elif b"\0" in command.line or b"\r" in command.line:
             self._refuse(501, "The command line contains CR or NUL.")
         elif verb == b"USER":
@@ -205,7 +230,7 @@ class LoginInterpreter:
             self._take(self._wishes.host(argument))
         elif verb == b"QUIT":
             self._say(221, "Goodbye.")
-            self._hang_up("the client quit")
+            self._hang_up(endings.QUIT)
         elif verb == b"REIN":
             self._wishes.reset()
             self._say(220, "FTP proxy ready.")
@@ -229,12 +254,14 @@ class LoginInterpreter:
             self._busy = True
             self._act(outcome)
         elif outcome.user and (refusal := filter_of(self._policy).judge(_command(b"USER", outcome.user))):
+            self._act(Denied(loggable(b"USER " + outcome.user), refusal.rule, refusal.by))
             self._say(refusal.code, refusal.text)
         elif (server := self._settings.mapped(outcome.target)) is not None:
             self._dial(outcome, Target(str(server.host), server.port))
         elif self._settings.destinations.admits(outcome.target):
             self._dial(outcome, outcome.target)
         else:
+            self._act(Denied(str(outcome.target).encode(), "destinations", Code.POLICY_DESTINATION))
             self._refuse(530, "That server is not allowed here.")
 
     def _dial(self, wish: Wish, target: Target) -> None:
@@ -317,7 +344,7 @@ class LoginInterpreter:
     def _refuse(self, code: int, text: str) -> None:
         self._refusals += 1
         if self._refusals >= self._policy.unknown_verbs:
-            self.dismiss("Too many commands that make no sense here.")
+            self.dismiss(endings.SENSELESS_COMMANDS)
         else:
             self._say(code, text)
 

@@ -25,14 +25,17 @@ from typing import Literal
 from attrs import define, field
 
 from ..endpoints import ANY_PORT, Endpoint, Side
+from ..freezing import GIVEN
 from ..paths import Await, Call, Leg, PathSpec
+from ..reasons import Code
 from ..routes import Route
 from ..wire import hostport
 from ..wire.command import Command
 from ..wire.reply import ReplyLine
-from .actions import Arm, Chunk, OpenPath, Timer
+from .actions import Arm, Chunk, Denied, OpenPath, Timer
 from .collector import ENDPOINT_CODES
 from .dialogue import Dialogue
+from .filter import Refusal
 from .ledger import Turn
 from .policy import Policy, Timeouts, active_refusal, passive_refusal
 from .transfers import Transfers
@@ -51,9 +54,9 @@ NOT_UNDERSTOOD = frozenset({500, 501, 502, 504, 522})
 
 @define
 class _SetUp:
-    """A set-up command under way."""
+    """A set-up command under way: the one turn of the ledger."""
 
-    turn: Turn
+    command: Command
     client_passive: bool
     server_passive: bool
     client_leg: Leg
@@ -68,53 +71,31 @@ class _SetUp:
     """The path failed before the server agreed."""
 
 
+@define(eq=False)
 class Negotiation:
     """The data connection that the next transfer will use."""
 
-    __slots__ = (
-        "_active_source_port",
-        "_dialogue",
-        "_epsv_all",
-        "_extended",
-        "_policy",
-        "_route",
-        "_set_up",
-        "_timeouts",
-        "_transfers",
-        "_translate",
-    )
-
-    def __init__(
-        self,
-        dialogue: Dialogue,
-        transfers: Transfers,
-        route: Route,
-        policy: Policy,
-        timeouts: Timeouts,
-        *,
-        active_source_port: int,
-        translate: Translate,
-    ) -> None:
-        self._dialogue = dialogue
-        self._transfers = transfers
-        self._route = route
-        self._policy = policy
-        self._timeouts = timeouts
-        self._active_source_port = active_source_port
-        self._translate = translate
-        self._epsv_all = False
-        self._extended = True
-        """The server has not refused EPSV or EPRT yet."""
-        self._set_up: _SetUp | None = None
+    _dialogue: Dialogue = field(metadata=GIVEN)
+    _transfers: Transfers = field(metadata=GIVEN)
+    _route: Route = field(metadata=GIVEN)
+    _policy: Policy = field(metadata=GIVEN)
+    _timeouts: Timeouts = field(metadata=GIVEN)
+    _active_source_port: int = field(kw_only=True, metadata=GIVEN)
+    _translate: Translate = field(kw_only=True, metadata=GIVEN)
+    _epsv_all: bool = field(init=False, default=False)
+    _extended: bool = field(init=False, default=True)
+    """The server has not refused EPSV or EPRT yet."""
+    _set_up: _SetUp | None = field(init=False, default=None)
 
     @property
     def waiting(self) -> bool:
         """Nothing of the server may be read now."""
         return self._set_up is not None and self._set_up.waiting
 
-    def expects_endpoint(self, turn: Turn) -> bool:
-        """Whether a reply to this turn may name an endpoint."""
-        return self._set_up is not None and self._set_up.turn is turn and self._set_up.server_passive
+    @property
+    def expects_endpoint(self) -> bool:
+        """Whether the reply that is owed may name an endpoint."""
+        return self._set_up is not None and self._set_up.server_passive
 
     @property
     def provides(self) -> list[bytes]:
@@ -173,17 +154,16 @@ class Negotiation:
         elif self._refused(command.verb, logged_in):
             pass
         elif refusal := active_refusal(self._policy, named, peer):
-            self._dialogue.answer(*refusal)
+            self._dialogue.refuse(command, Refusal(*refusal, by=Code.POLICY_PORT))
         else:
             self._begin(command, Call(Endpoint(peer, named.port), self._route.orig_server.at(self._active_source_port)))
 
     def _begin(self, command: Command, client_leg: Leg) -> None:
         self._transfers.drop("replaced by the next set-up command")
         client_passive = isinstance(client_leg, Await)
-        turn = Turn(command, Kind.PASSIVE if client_passive else Kind.ACTIVE)
-        self._dialogue.ledger.add(turn)
+        self._dialogue.ledger.add(Turn(command, Kind.PASSIVE if client_passive else Kind.ACTIVE))
         self._set_up = set_up = _SetUp(
-            turn,
+            command,
             client_passive=client_passive,
             server_passive=client_passive if self._translate == "mirror" else self._translate == "passive",
             client_leg=client_leg,
@@ -198,7 +178,7 @@ class Negotiation:
 
     def _ask(self, set_up: _SetUp) -> None:
         """PASV or EPSV; the protocol number as the client said it, where it means the same to the server."""
-        verb, command = b"PASV", set_up.turn.command
+        verb, command = b"PASV", set_up.command
         if set_up.extended:
             verb = b"EPSV"
             number = command.argument.strip() if command.verb == b"EPSV" else b""
@@ -213,12 +193,12 @@ class Negotiation:
         self._dialogue.server_out.append(Chunk(line, alone=True))
         set_up.waiting = False
 
-    def answered(self, turn: Turn, judged: ReplyLine, lines: list[bytes]) -> None:
+    def answered(self, judged: ReplyLine, lines: list[bytes]) -> None:
         """The server's complete final reply to PASV, EPSV, PORT or EPRT."""
         code, set_up = judged.code, self._set_up
         if set_up is None:  # EPSV ALL
             self._epsv_all = 200 <= code < 300
-            self._pass_on(turn, lines)
+            self._pass_on(lines)
         elif set_up.extended and code in NOT_UNDERSTOOD and self._route.server.host.version == 4:
             self._extended = set_up.extended = False
             if set_up.server_passive:
@@ -231,10 +211,10 @@ class Negotiation:
             self._named(set_up, judged)
         elif not 200 <= code < 300:
             self._transfers.drop("refused by the server")
-            self._pass_on(turn, lines)
+            self._pass_on(lines)
         elif set_up.server_passive:
             if set_up.client_passive:  # a strange agreement, but without an endpoint a harmless one
-                self._pass_on(turn, lines)
+                self._pass_on(lines)
             else:
                 self._no_data_connection()
         elif set_up.broken:
@@ -256,7 +236,10 @@ class Negotiation:
         elif judged.code == 229:
             extended = hostport.parse_229(judged.text)
             where = extended[1] if extended else None
-        if where is None or passive_refusal(self._policy, where):
+        if where is not None and passive_refusal(self._policy, where):
+            self._dialogue.act(Denied(judged.line, "min_data_port", Code.POLICY_PORT))
+            where = None
+        if where is None:
             self._no_data_connection("The server named no usable data port.")
         else:
             self._open(set_up, Call(self._route.server.at(where), self._route.proxy.at(ANY_PORT)))
@@ -269,7 +252,7 @@ class Negotiation:
 
     def _offer(self, set_up: _SetUp) -> None:
         """The data connection is set up as far as it can be: the client's turn."""
-        verb = set_up.turn.command.verb
+        verb = set_up.command.verb
         if set_up.client_passive:
             told = Endpoint(self._route.told(CLIENT), set_up.announced[CLIENT].port)
             line = hostport.passive_reply(told, extended=verb == b"EPSV")
@@ -278,20 +261,21 @@ class Negotiation:
             self._dialogue.pass_on(set_up.answer)
         else:
             self._dialogue.say(200, f"{verb.decode()} command successful.")
-        self._end(set_up.turn)
+        self._end()
 
-    def _pass_on(self, turn: Turn, lines: list[bytes]) -> None:
+    def _pass_on(self, lines: list[bytes]) -> None:
         self._dialogue.pass_on(lines)
-        self._end(turn)
+        self._end()
 
     def _no_data_connection(self, text: str = "Can't open data connection.") -> None:
         """425 and not 5yz: the client may try again or fall back (RFC 6384 section 6 chooses the same)."""
-        assert self._set_up is not None
         self._transfers.forget()
         self._dialogue.say(425, text)
-        self._end(self._set_up.turn)
+        self._end()
 
-    def _end(self, turn: Turn) -> None:
+    def _end(self) -> None:
+        turn = self._dialogue.ledger.head
+        assert turn is not None  # a set-up command is a barrier: its turn is the only one
         self._set_up = None
         self._dialogue.end(turn)
 

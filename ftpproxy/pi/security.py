@@ -7,6 +7,8 @@ with AUTH or its answer or behind them, is an injection by somebody in between, 
 
 from __future__ import annotations
 
+from attrs import define, field
+
 from ..endpoints import Side
 
 __all__ = ["Passage", "PlainText"]
@@ -19,14 +21,18 @@ class PlainText(Exception):
     """A side goes on in plain text where TLS was agreed."""
 
 
+@define(eq=False)
 class Passage:
-    """The unread rest of a control connection.  `code` is the server's reply to AUTH."""
+    """The unread rest of a control connection."""
 
-    __slots__ = ("_begun",)
+    code: int
+    """The server's reply to AUTH."""
+    _begun: dict[Side, bytes | None] = field(init=False)
+    """What each side has said so far; None once it is known to be TLS, or may be anything."""
 
-    def __init__(self, code: int) -> None:
-        self._begun: dict[Side, bytes | None] = dict.fromkeys(Side, b"" if code == 234 else None)
-        """What each side has said so far; None once it is known to be TLS, or may be anything."""
+    @_begun.default
+    def _nothing_said(self) -> dict[Side, bytes | None]:
+        return dict.fromkeys(Side, b"" if self.code == 234 else None)
 
     def carry(self, side: Side, octets: bytes) -> bytes:
         """What `side` sent, unchanged.  Raises `PlainText`."""

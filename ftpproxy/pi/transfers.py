@@ -13,6 +13,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from ..endpoints import Side
+from ..freezing import GIVEN
 from ..paths import Direction
 from ..wire.command import Command
 from .actions import Arm, DropPath, EndTransfer, SettlePath, StartPath, Timer
@@ -23,6 +24,10 @@ from .verbs import TRANSFERS, Kind
 __all__ = ["Transfers"]
 
 HOLD_SECONDS = 10.0
+ABORT_SECONDS = 2.0
+"""How long a transfer may be unanswered after its ABOR was."""
+ABORTED_SECONDS = 5.0
+"""How long the other answer to an abort may come late."""
 
 
 @define
@@ -37,21 +42,21 @@ class _Path:
     finished: bool = False
 
 
+@define(eq=False)
 class Transfers:
     """The open path and the transfer that uses it."""
 
-    __slots__ = ("_block_mode", "_dialogue", "_direction", "_held", "_path", "text", "user")
-
-    def __init__(self, dialogue: Dialogue) -> None:
-        self._dialogue = dialogue
-        self.user = b""
-        self.text = True
-        self._block_mode = False
-        """MODE B or C: one data connection may carry several files (RFC 959 section 3.4)."""
-        self._direction = Direction.DOWN
-        self._path: _Path | None = None
-        self._held: tuple[Turn, list[bytes]] | None = None
-        """A final reply that waits for the last octet of its download."""
+    _dialogue: Dialogue = field(metadata=GIVEN)
+    user: bytes = field(init=False, default=b"")
+    text: bool = field(init=False, default=True)
+    _block_mode: bool = field(init=False, default=False)
+    """MODE B or C: one data connection may carry several files (RFC 959 section 3.4)."""
+    _direction: Direction = field(init=False, default=Direction.DOWN)
+    aborted: bool = field(init=False, default=False)
+    """ABOR was answered a moment ago: a second answer may come late."""
+    _path: _Path | None = field(init=False, default=None)
+    _held: list[bytes] | None = field(init=False, default=None)
+    """The final reply of the transfer under way, which waits for the last octet of its download."""
 
     @property
     def holding(self) -> bool:
@@ -87,20 +92,35 @@ class Transfers:
             and not self._block_mode
             and not self._dialogue.ledger.owes(Kind.ABORT)
         ):
-            self._held = turn, lines
+            self._held = lines
             self._dialogue.act(Arm(Timer.HOLD, HOLD_SECONDS))
         else:
             self._end(turn, positive, lines)
 
+    def abort_answered(self, turn: Turn, *, positive: bool = True) -> None:
+        """The server's reply to ABOR."""
+        if positive:
+            self.aborted = True
+            self._dialogue.act(Arm(Timer.ABORTED, ABORTED_SECONDS))
+            if self._dialogue.ledger.abort_answered():
+                self._dialogue.act(Arm(Timer.ABORT, ABORT_SECONDS))
+            else:
+                self.drop("aborted")
+        self._dialogue.end(turn)
+
     def give_up(self) -> None:
-        """The server will not answer the transfer any more."""
-        self._dialogue.act(EndTransfer(positive=False))
-        self.drop("aborted")
+        """The server has answered ABOR and not the transfer (pyftpdlib, when no data connection was made)."""
+        if (transfer := self._dialogue.ledger.aborted) is not None and not self.holding:
+            self._dialogue.act(EndTransfer(positive=False))
+            self.drop("aborted")
+            self._dialogue.end(transfer)
 
     def release(self) -> None:
         """Pass on what was held back."""
         if self._held is not None:
-            (turn, lines), self._held = self._held, None
+            turn, lines = self._dialogue.ledger.transfer, self._held
+            assert turn is not None  # it is answered when this is passed on
+            self._held = None
             self._end(turn, True, lines)
 
     def _end(self, turn: Turn, positive: bool, lines: list[bytes]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from attrs import define, evolve, field, frozen
 
 from ..endpoints import Endpoint
+from ..freezing import GIVEN
 from .destinations import FTP_PORT, Destinations, Target, parse_target
 from .handover import Naming
 
@@ -88,22 +89,25 @@ def _refuse(code: int, text: str) -> Answer:
     return Answer(code, text, refused=True)
 
 
+@define(eq=False)
 class Wishes:
     """What one client has said so far."""
 
-    __slots__ = ("_authenticated", "_host", "_login", "_settings", "proxy_user")
+    _settings: LoginSettings = field(metadata=GIVEN)
+    proxy_user: bytes = field(init=False)
+    """Who is logged in to the proxy."""
+    _authenticated: bool = field(init=False)
+    _login: _ProxyLogin | None = field(init=False)
+    _host: Target | None = field(init=False)
 
-    def __init__(self, settings: LoginSettings) -> None:
-        self._settings = settings
+    def __attrs_post_init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """REIN: as in the beginning."""
         self.proxy_user = b""
-        """Who is logged in to the proxy."""
         self._authenticated = not self._settings.authenticate
-        self._login: _ProxyLogin | None = None
-        self._host: Target | None = None
+        self._login = self._host = None
 
     def verified(self, right: bool) -> Answer | Wish:
         """The answer to the last `Verify`."""

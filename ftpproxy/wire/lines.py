@@ -12,6 +12,10 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, Literal
 
+from attrs import define, field
+
+from ..freezing import GIVEN
+
 __all__ = ["OVERLONG", "LineBuffer", "Overlong"]
 
 
@@ -22,16 +26,14 @@ class Overlong(Enum):
 OVERLONG: Final = Overlong.OVERLONG
 
 
+@define(eq=False)
 class LineBuffer:
     """Feed octets, take lines."""
 
-    __slots__ = ("_dropping", "_held", "_searched", "longest")
-
-    def __init__(self, longest: int) -> None:
-        self.longest = longest
-        self._held = bytearray()
-        self._searched = 0
-        self._dropping = False
+    longest: int = field(metadata=GIVEN)
+    _held: bytearray = field(init=False, factory=bytearray)
+    _searched: int = field(init=False, default=0)
+    _dropping: bool = field(init=False, default=False)
 
     def feed(self, octets: bytes) -> None:
         self._held += octets

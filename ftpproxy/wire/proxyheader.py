@@ -19,7 +19,7 @@ import struct
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from ..endpoints import Endpoint, parse_address
 
@@ -54,17 +54,15 @@ class ProxyHeader:
     """Whom it called."""
 
 
+@define(eq=False)
 class HeaderReader:
     """Finds the end of a header and what it says.  After `BadHeader` it is of no further use."""
 
-    __slots__ = ("_held", "_length", "header")
-
-    def __init__(self) -> None:
-        self.header: ProxyHeader | None = None
-        """Set as soon as the last octet was taken."""
-        self._held = bytearray()
-        self._length = 0
-        """Octets that have been taken, also those that were not worth holding."""
+    header: ProxyHeader | None = field(init=False, default=None)
+    """Set as soon as the last octet was taken."""
+    _held: bytearray = field(init=False, factory=bytearray)
+    _length: int = field(init=False, default=0)
+    """Octets that have been taken, also those that were not worth holding."""
 
     def take(self, octets: bytes) -> int:
         """How many of `octets`, which follow what was taken before, belong to the header.

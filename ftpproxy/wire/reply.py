@@ -17,6 +17,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from attrs import define, field
+
 __all__ = ["NotAReply", "ReplyLine", "ReplyReader", "mended", "reply"]
 
 _FIRST = re.compile(rb"([1-6][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
@@ -38,13 +40,11 @@ class ReplyLine(NamedTuple):
     last: bool
 
 
+@define(eq=False)
 class ReplyReader:
     """Tells for each line of the server which reply it belongs to and whether it ends it."""
 
-    __slots__ = ("_open",)
-
-    def __init__(self) -> None:
-        self._open = b""
+    _open: bytes = field(init=False, default=b"")
 
     @property
     def inside(self) -> bool:

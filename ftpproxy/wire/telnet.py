@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+from attrs import define, field
+
 __all__ = ["IAC", "SYNCH", "TelnetFilter"]
 
 IAC = 0xFF
@@ -36,15 +38,13 @@ class _State(Enum):
     SUBNEGOTIATION_COMMAND = auto()
 
 
+@define(eq=False)
 class TelnetFilter:
     """Feed octets, get data and what to answer."""
 
-    __slots__ = ("_skipped", "_state", "_verb")
-
-    def __init__(self) -> None:
-        self._state = _State.DATA
-        self._verb = 0
-        self._skipped = 0
+    _state: _State = field(init=False, default=_State.DATA)
+    _verb: int = field(init=False, default=0)
+    _skipped: int = field(init=False, default=0)
 
     def feed(self, octets: bytes) -> tuple[bytes, bytes]:
         """The data in `octets`, and the answer that the sender is due."""

@@ -56,6 +56,7 @@ def test_every_name_is_documented() -> None:
     assert sorted(rows) == sorted(given)
 
 
+@pytest.mark.linux("the doctor")
 def test_forward_mode_without_clients(tmp_path: Path) -> None:
     file = tmp_path / "f.toml"
     file.write_text((ROOT / "docs/examples/tproxy.toml").read_text().replace("clients", "#"))

@@ -66,12 +66,15 @@ async def test_a_slow_receiver_does_not_grow_memory(stage: Stage, direction: Dir
     assert tally.failed is None
 
 
-@pytest.mark.parametrize("splicing", [True, False], ids=["splice", "no splice"])
+@pytest.mark.parametrize(
+    "splicing",
+    [pytest.param(True, marks=pytest.mark.linux("splice(2)"), id="splice"), pytest.param(False, id="no splice")],
+)
 @pytest.mark.parametrize("stage", [{"version": 4}, {"version": 6}], ids=["ipv4", "ipv6"], indirect=True)
 async def test_big_transfers_both_ways_at_once(stage: Stage, splicing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 2.4: 64 MiB each way across the change of carriers, and on systems that cannot splice."""
     if not splicing:
-        monkeypatch.delattr(os, "splice")
+        monkeypatch.delattr(os, "splice", raising=False)
     joined = await stage.joined()
     file = os.urandom(MIB) * 64
     digests: dict[Side, bytes] = {}
@@ -107,6 +110,7 @@ async def test_no_pipe_no_splice(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
     assert clean(await joined.owner.end(), down=5, up=0)
 
 
+@pytest.mark.linux("splice(2)")
 @pytest.mark.parametrize("stage", [{"splice_after": 1}], indirect=True)
 async def test_urgent_data_is_no_end_of_file(stage: Stage) -> None:
     """splice(2) stops at an urgent octet and may say 0; a file must not end there."""

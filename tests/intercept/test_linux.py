@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from ftpproxy.netfilter import Elements
 from ftpproxy.paths import Await, Call
 from ftpproxy.table import load_table, remove_table
 
+from ..waiting import open_descriptors
 from .namespaces import (
     FAMILIES,
     Family,
@@ -298,7 +298,7 @@ def test_elements_arbitrate(three: World, redirect: RedirectGate, doors: Doors, 
 def test_without_a_table_or_a_route(three: World, redirect: RedirectGate, ports: PortRange) -> None:
     """What the administrator's flush, or a missing route, looks like in the log; no socket stays open."""
     family = FAMILIES[0]
-    here = len(os.listdir("/proc/self/fd"))
+    here = open_descriptors()
     with three.gateway.inside():
         with pytest.raises(GateError, match=r"find our address towards 203\.0\.113\.1: Network is unreachable"):
             redirect.listener(Await(Endpoint(family.server, 0), ip_address("203.0.113.1")), ports)
@@ -308,7 +308,7 @@ def test_without_a_table_or_a_route(three: World, redirect: RedirectGate, ports:
         with pytest.raises(GateError, match="table inet ftpproxy is gone"):
             redirect.caller(Call(Endpoint(family.client, 40000), Endpoint(family.server, 0)), ports)
         load_table()
-    assert len(os.listdir("/proc/self/fd")) == here
+    assert open_descriptors() == here
 
 
 def test_what_nobody_releases_goes_by_itself(

@@ -243,6 +243,7 @@ def test_wrong_proxy_password(guarded: Place) -> None:
         ftp.sendcmd(f"SITE {guarded.target}")
 
 
+@pytest.mark.linux("all of 127/8 is loopback")
 def test_destinations_outside_the_list(place: Place) -> None:
     """Item 146: 530, and nobody is called: the listener that is named has nothing to accept."""
     with socket.create_server(("127.0.0.2", 0)) as trap, place.client() as ftp:

@@ -30,6 +30,7 @@ def logged_in(stage: Stage, source: str) -> socket.socket:
     return client
 
 
+@pytest.mark.linux("all of 127/8 is loopback")
 def test_the_network_of_a_client_decides_what_it_may(stage: Stage) -> None:
     policy = Policy(read_only=True)
     rules = (NetworkRule((ip_network("127.0.0.8/29"),), Policy()),)

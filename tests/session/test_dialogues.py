@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from ftpproxy.session import Session, Terms
 from ftpproxy.switchboard import Switchboard
 
 from .. import script as scripts
+from ..waiting import pending
 
 PATIENCE = 5.0
 SIDES = {"C": Side.CLIENT, "S": Side.SERVER}
@@ -110,7 +110,7 @@ class Stage:
         """Turn the board until nothing happens any more."""
         idle = 0
         while idle < 2:
-            ready, _, _ = select.select([self.board.selector.fileno(), *self.open_peers()], [], [], 0.002)
+            ready = pending(self.board, *self.open_peers(), seconds=0.002)
             idle = 0 if ready else idle + 1
             self.board.turn()
             self.listen()

@@ -1,0 +1,210 @@
+"""Composition: from a configuration to a running server.  The only room that knows every class.
+
+`services` makes the services of a configuration; here is the life of the process around them: what is opened, in which
+order, and what each failure is told as.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import resource
+import sys
+from collections.abc import Callable, Sequence
+
+import trio
+
+from .. import advice, netfilter, rules
+from .. import log as logs
+from ..activation import Inherited, Supervisor, inherited
+from ..announce import Announcer
+from ..config import Config
+from ..doors import Doors
+from ..errands import Errands
+from ..log import event
+from ..passwords import BadUsersFile
+from ..privileges import PrivilegeError
+from ..server import CannotListen, Server
+from ..switchboard import Switchboard
+from ..table import Claim, may_load
+from ..vitals import Vitals
+from ..xferlog import Xferlog
+from . import process
+from .services import Shared, compose
+
+__all__ = ["run"]
+
+EX_OK, EX_UNAVAILABLE, EX_NOPERM, EX_CONFIG = 0, 69, 77, 78
+"""sysexits(3)."""
+
+DESCRIPTORS_A_SESSION = 10
+"""Two control sockets, two data sockets, a listener and two pipes, and the same again for a transfer that drains."""
+
+SECONDS_FOR_ANOTHER = 2.0
+"""How long another process with our table may take to start."""
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
+    """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error.
+
+    `ready` is called once everything stands that may fail.
+    """
+    passed, supervisor = inherited(), Supervisor.from_environment()
+    most = {service.name: service.limits.sessions for service in config.services}
+    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format, most)
+    if any("pf" in service.planes for service in config.services):
+        return _fail('the plane "pf" cannot be served yet', EX_UNAVAILABLE)
+    _spare_the_collector()
+    _raise_descriptor_limit(config)
+    claim: Claim | None = None
+    try:
+        claim = _claim(config)
+        return trio.run(_serve, config, claim, passed, supervisor, ready)
+    except netfilter.NoPermission as error:
+        return _fail(str(error), EX_NOPERM)
+    except netfilter.NetfilterError as error:
+        return _fail(str(error), EX_UNAVAILABLE)
+    except BadUsersFile as error:
+        return _fail(str(error), EX_CONFIG)
+    except CannotListen as error:
+        denied = isinstance(error.__cause__, PermissionError)
+        return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
+    except process.NoSuchUser as error:
+        return _fail(str(error), EX_CONFIG)
+    except PrivilegeError as error:
+        return _fail(str(error), EX_NOPERM)
+    finally:
+        if claim is not None:
+            claim.close()
+
+
+def _claim(config: Config) -> Claim | None:
+    """The right to our table where a service needs it.  Those that find out by themselves what they need share it."""
+    needing = [
+        service
+        for service in config.services
+        if service.intercept == "redirect" or "nft" in service.planes or (service.intercept == "auto" and may_load())
+    ]
+    return Claim(share=all(service.intercept == "auto" for service in needing)) if needing else None
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"ftpproxy: {text}", file=sys.stderr)
+    return code
+
+
+async def _serve(
+    config: Config,
+    claim: Claim | None,
+    passed: Sequence[Inherited],
+    supervisor: Supervisor,
+    ready: Callable[[], None],
+) -> int:
+    board = Switchboard()
+    elements = None if claim is None else netfilter.Elements(claim.load)
+    announcer = Announcer()
+    errands = Errands(board)
+    xferlog = _xferlog(config)
+    doors = Doors(board)
+    shared = Shared(board, doors, elements, announcer, errands, xferlog)
+    services = [compose(service, shared) for service in config.services]
+    server = Server(board, services, errands, announcer=announcer)
+    board.sweep(logs.sweep, logs.sweep_crashed)
+    try:
+        server.listen(process.given(passed, config.services))
+        if claim is not None:
+            claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
+        if elements is not None:
+            keep = _Keeper(elements)
+            keep(0.0)
+            board.sweep(keep, keep.crashed)
+        process.drop_privileges(config, table=claim is not None)
+        _warn(config)
+        vitals = Vitals(supervisor, server, board)
+        event(log, logging.INFO, "ready", services=len(services))
+        ready()
+        vitals.ready()
+        await server.run()
+        vitals.stopping("stopping")
+    finally:
+        server.close()
+        for service in services:
+            for plane in service.terms.planes:
+                plane.close()
+            service.gate.close()
+        doors.close()
+        if elements is not None:
+            elements.close()
+        board.close()
+        if xferlog is not None:
+            xferlog.close()
+    return EX_OK
+
+
+def _xferlog(config: Config) -> Xferlog | None:
+    if config.log.xferlog is None:
+        return None
+    try:
+        return Xferlog(config.log.xferlog)
+    except OSError as error:
+        raise CannotListen(f"log.xferlog: {config.log.xferlog}: {error.strerror}") from error
+
+
+def _warn(config: Config) -> None:
+    """Say in the log what about this machine will make sessions fail."""
+    for overlap in advice.port_overlaps(config):
+        event(
+            log,
+            logging.WARNING,
+            "data_ports.overlap",
+            service=overlap.service,
+            data_ports=overlap.data_ports,
+            ip_local_port_range=overlap.local,
+        )
+    if advice.rules_missing(config):
+        event(log, logging.WARNING, "rules.missing", table=f"inet {rules.TABLE}", hint="ftpproxy rules -c FILE --apply")
+
+
+class _Keeper:
+    """Sees to it that our table is there; said once if it is not and cannot be."""
+
+    def __init__(self, elements: netfilter.Elements) -> None:
+        self._elements = elements
+        self._failing = False
+
+    def __call__(self, _: float) -> None:
+        try:
+            self._elements.check()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                event(log, logging.ERROR, "table.missing", reason=error.__cause__ or error.strerror)
+            self._failing = True
+
+    def crashed(self, error: Exception) -> None:
+        """It is tried again in the next sweep."""
+
+
+def _spare_the_collector() -> None:
+    """Modules live for ever and sessions for long: what the default collector walks through again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def _raise_descriptor_limit(config: Config) -> None:
+    """As many descriptors as the configured sessions need; said in the log where the system does not allow them."""
+    wanted = 64 + DESCRIPTORS_A_SESSION * sum(service.limits.sessions for service in config.services)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        event(log, logging.WARNING, "descriptors.few", allowed=hard, wanted=wanted)

@@ -1,0 +1,155 @@
+"""One `[[service]]` of a configuration as a `Service`: its gate, its planes and what it announces."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from .. import netfilter
+from ..announce import OWN, Announcements, Announcer, File, Interface, Name, Told
+from ..config import Announce, AnnounceFrom, GatewayConfig, ServiceConfig
+from ..doors import Doors
+from ..dtp.nft import NftPlane
+from ..dtp.plane import DataPlane
+from ..dtp.relay import RelayPlane
+from ..endpoints import Side
+from ..errands import Errands
+from ..intercept.direct import DirectGate
+from ..intercept.interceptor import Gate, PortRange
+from ..intercept.linux import AutoGate, RedirectGate, TproxyGate
+from ..passwords import Users
+from ..pi.destinations import Destinations
+from ..pi.wishes import LoginSettings
+from ..reception import Gateway
+from ..service import Service
+from ..switchboard import Switchboard
+from ..terms import Terms
+from ..xferlog import Xferlog
+
+__all__ = ["Shared", "compose"]
+
+
+@frozen
+class Shared:
+    """What all services of a process have in common."""
+
+    board: Switchboard
+    doors: Doors
+    elements: netfilter.Elements | None
+    """None where no service needs our table."""
+    announcer: Announcer
+    errands: Errands
+    xferlog: Xferlog | None
+
+
+def compose(config: ServiceConfig, shared: Shared) -> Service:
+    """Raises `BadUsersFile`."""
+    gate = _gate(config, shared.doors, shared.elements)
+    return Service(
+        terms=Terms(
+            service=config.name,
+            policy=config.policy,
+            timeouts=config.timeouts,
+            planes=_planes(config, gate, shared),
+            source=config.source,
+            active_source_port=config.active_source_port,
+            translate=config.translate,
+            xferlog=shared.xferlog,
+            send_proxy=None if config.send_proxy == "off" else config.send_proxy,
+        ),
+        gate=gate,
+        listen=config.listen,
+        clients=config.clients,
+        policies=config.policies,
+        announcements=_announcements(config, shared.announcer),
+        servers=config.servers if config.mode == "reverse" else None,
+        gateway=_gateway(config.gateway, shared.errands) if config.mode == "gateway" else None,
+        proxy_protocol=config.proxy_protocol,
+        most_sessions=config.limits.sessions,
+        most_per_client=config.limits.per_client,
+    )
+
+
+def _announcements(config: ServiceConfig, announcer: Announcer) -> Announcements | None:
+    def told(announce: Announce) -> dict[Side, Told]:
+        given = {Side.CLIENT: announce.client, Side.SERVER: announce.server}
+        return {
+            side: _source(where) if isinstance(where, AnnounceFrom) else (where,)
+            for side, where in given.items()
+            if where is not None
+        }
+
+    general = told(config.announce)
+    networks = [(each.clients, told(each)) for each in config.announce_to]
+    for each in (general, *(instead for _, instead in networks)):
+        for source in each.values():
+            if not isinstance(source, tuple):
+                announcer.keep(source, config.announce_refresh)
+    return Announcements(announcer, general, networks) if general or networks else None
+
+
+def _source(where: AnnounceFrom) -> Told:
+    kinds: dict[str, type[Interface | Name | File]] = {"interface": Interface, "name": Name, "file": File}
+    return OWN if where.kind == "own" else kinds[where.kind](where.what)
+
+
+def _gateway(config: GatewayConfig, errands: Errands) -> Gateway:
+    """Raises `BadUsersFile`."""
+    return Gateway(
+        settings=LoginSettings(
+            destinations=Destinations(config.destinations),
+            hosts=dict(config.hosts),
+            styles=frozenset(config.styles),
+            authenticate=bool(config.users),
+        ),
+        errands=errands,
+        users=Users.read(config.users) if config.users else None,
+    )
+
+
+def _planes(config: ServiceConfig, gate: Gate, shared: Shared) -> list[DataPlane]:
+    ports = PortRange(*config.data_ports)  # walked round by all of them together
+    timeouts = config.timeouts
+    planes: list[DataPlane] = []
+    for name in config.planes:
+        if name == "nft":
+            assert shared.elements is not None
+            planes.append(
+                NftPlane(
+                    shared.elements,
+                    ports,
+                    shared.board,
+                    shared.doors,
+                    data_setup=timeouts.data_setup,
+                    data_idle=timeouts.data_idle,
+                    seconds=_element_seconds(config),
+                )
+            )
+        else:
+            planes.append(
+                RelayPlane(
+                    gate,
+                    ports,
+                    shared.board,
+                    connect_timeout=timeouts.connect,
+                    data_setup=timeouts.data_setup,
+                    data_idle=timeouts.data_idle,
+                )
+            )
+    return planes
+
+
+def _element_seconds(config: ServiceConfig) -> float:
+    """An element must outlive the longest that a data connection may take to come up: once before its transfer command,
+    once behind it."""
+    return max(netfilter.ELEMENT_SECONDS, 2 * config.timeouts.data_setup + 60)
+
+
+def _gate(config: ServiceConfig, doors: Doors, elements: netfilter.Elements | None) -> Gate:
+    if config.intercept == "tproxy":
+        return TproxyGate(doors)
+    if config.intercept == "redirect":
+        assert elements is not None
+        return RedirectGate(elements, doors, seconds=_element_seconds(config))
+    if config.intercept == "auto":
+        return AutoGate(elements, doors, seconds=_element_seconds(config))
+    return DirectGate(doors)

@@ -1,0 +1,67 @@
+"""Becoming somebody else, in child processes: what they may do afterwards is what the kernel says of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ftpproxy.privileges import Capability, find, has_other_users
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or not has_other_users(),
+    reason="needs Linux, and root with other users to become",
+)
+
+CHILD = """
+import json, subprocess, sys
+from pathlib import Path
+from ftpproxy.privileges import Capability, become, find
+become(find("nobody"), [Capability(int(number)) for number in sys.argv[1:]])
+status = dict(line.split(":\\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\\t" in line)
+child = subprocess.run(["grep", "CapEff", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
+print(json.dumps({**status, "child": child.split()[1]}))
+"""
+
+
+def status(*keep: Capability) -> dict[str, str]:
+    """/proc/PID/status of a child that became `nobody`, and what a program that it runs has."""
+    argv = [sys.executable, "-c", CHILD, *(str(int(each)) for each in keep)]
+    found = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_nothing_is_kept() -> None:
+    nobody = find("nobody")
+    assert nobody is not None
+    found = status()
+    assert found["Uid"].split() == [str(nobody.uid)] * 4
+    assert found["Gid"].split() == [str(nobody.gid)] * 4
+    assert "0" not in found["Groups"].split()
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "child"):
+        assert int(found[name], 16) == 0, name
+    assert found["NoNewPrivs"] == "1"
+
+
+@pytest.mark.parametrize(
+    "keep", [[Capability.CAP_NET_ADMIN], [Capability.CAP_NET_RAW, Capability.CAP_NET_BIND_SERVICE]]
+)
+def test_what_is_asked_for_is_kept_and_passed_on(keep: list[Capability]) -> None:
+    found = status(*keep)
+    bits = sum(1 << each for each in keep)
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "child"):
+        assert int(found[name], 16) == bits, name
+
+
+def test_nobody_else_can_be_become_without_root() -> None:
+    argv = [sys.executable, "-c", CHILD.replace('become(find("nobody")', 'become(find("nobody")); become(find("root")')]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert "cannot become the user" in done.stderr
+
+
+def test_an_unknown_user() -> None:
+    assert find("no-such-user-here") is None
