@@ -10,8 +10,10 @@ NAT, `called` or `pinned`, on the way out.  The caller may call once: its first 
 and without that there is no `carried`.  It leaves its port in `calling`, until its call is answered, for its SYN may
 have to come again as the first packet of a connection: where a filter dropped it, or where it met a connection of the
 same numbers in TIME_WAIT at the server, whose answer to that makes the caller reset what conntrack knew.  (NAT chains
-see the first packet of a connection only, so none of this stands in the way of octets.)  What follows is counted when
-the three-way handshake is done (ct status assured), by caller and called address:
+see the first packet of a connection only, so none of this stands in the way of octets.)  That packet loses `MARK`,
+which it has where a door of ours stands at the same place for somebody else (`ftpproxy.rules`): the mark would lead it
+to this machine.  What follows is counted when the three-way handshake is done (ct status assured), by caller and called
+address:
 
 * `forth`, what the caller sends, in prerouting before destination NAT;
 * `back`, what it is sent, in postrouting behind source NAT, when the addresses are again those that it called;
@@ -39,10 +41,12 @@ from pathlib import Path
 
 from .netfilter import TABLE, NetfilterError, NoPermission, has_table
 
-__all__ = ["PLANE_TABLE", "Claim", "load_table", "may_load", "remove_table"]
+__all__ = ["MARK", "PLANE_TABLE", "Claim", "load_table", "may_load", "remove_table"]
 
 CAP_NET_ADMIN = 12
 """linux/capability.h"""
+MARK = 0x200000
+"""The bit of the packet mark that leads to sockets with foreign addresses; the others are the administrator's."""
 
 # The first two lines make loading idempotent: whatever a killed process left is taken over, in one transaction.
 PLANE_TABLE = """\
@@ -81,14 +85,14 @@ table inet ftpproxy {
 		type nat hook prerouting priority dstnat - 1; policy accept;
 		ip saddr . ip daddr . tcp dport @once4 delete @once4 { ip saddr . ip daddr . tcp dport } \\
 			update @calling4 { ip saddr . ip daddr . tcp dport . tcp sport } \\
-			dnat ip to ip saddr . ip daddr . tcp dport map @carried4
+			meta mark set meta mark & 0xffdfffff dnat ip to ip saddr . ip daddr . tcp dport map @carried4
 		ip saddr . ip daddr . tcp dport . tcp sport @calling4 \\
-			dnat ip to ip saddr . ip daddr . tcp dport map @carried4
+			meta mark set meta mark & 0xffdfffff dnat ip to ip saddr . ip daddr . tcp dport map @carried4
 		ip6 saddr . ip6 daddr . tcp dport @once6 delete @once6 { ip6 saddr . ip6 daddr . tcp dport } \\
 			update @calling6 { ip6 saddr . ip6 daddr . tcp dport . tcp sport } \\
-			dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
+			meta mark set meta mark & 0xffdfffff dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
 		ip6 saddr . ip6 daddr . tcp dport . tcp sport @calling6 \\
-			dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
+			meta mark set meta mark & 0xffdfffff dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
 		dnat ip to ip saddr . ip daddr . tcp dport map @awaited4
 		dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @awaited6
 	}

@@ -29,6 +29,7 @@ FLOORS = [
         "errands",
         "resolver",
         "passwords",
+        "doors",
         "pf",
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},

@@ -35,9 +35,10 @@ administrator's forwards pass no chain and are not counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
+from ..doors import Doors
 from ..endpoints import ANY_PORT, Endpoint, IPAddress, Side
 from ..intercept.interceptor import PortRange
 from ..netfilter import ELEMENT_SECONDS, Count, Element, Elements, called, carried, of_path
@@ -83,8 +84,10 @@ class NftPath:
         carried: Element,
         counters: tuple[Element, ...],
         out: Element,
+        release: Callable[[], None],
     ) -> None:
-        """`once` and `carried` lead the caller's one call; `out` is its way out, which may be shared."""
+        """`once` and `carried` lead the caller's one call; `out` is its way out, which may be shared; `release` gives
+        its place back."""
         self.announced: Mapping[Side, Endpoint] = {caller: at}
         self._plane = plane
         self._owner = owner
@@ -93,6 +96,7 @@ class NftPath:
         self._once = once
         self._carried = carried
         self._out: Element | None = out
+        self._release = release
         self.counters = counters
         self._counting = False
         self._counted = [Count()] * len(COUNTERS)  # of counters that were replaced since
@@ -287,6 +291,7 @@ class NftPath:
     def _let_go(self) -> None:
         self._over = True
         self._plane.paths.forget(self)
+        self._release()
         self._stop_awaiting(*self.counters[: None if self._counting else 1])
 
 
@@ -304,6 +309,7 @@ class NftPlane:
         elements: Elements,
         ports: PortRange,
         board: Switchboard,
+        doors: Doors,
         *,
         data_setup: float = DATA_SETUP,
         data_idle: float = DATA_IDLE,
@@ -315,6 +321,7 @@ class NftPlane:
         self.data_idle = data_idle
         self.seconds = seconds
         self._ports = ports
+        self._doors = doors
         self.paths: AlivePaths[NftPath] = AlivePaths(board)
         self._ways_out: dict[tuple[int, bytes], tuple[Element, int]] = {}  # by version and key, with their users
         self._ours: dict[IPAddress, bool] = {}
@@ -375,6 +382,8 @@ class NftPlane:
         version, seconds = leg.at.host.version, self.seconds
         for port in self._candidates(leg.at.port):
             at = leg.at.at(port)
+            if self._doors.taken(at, leg.peer):
+                continue
             once = of_path("once", leg.peer, at, seconds=seconds)
             way_in = carried(leg.peer, at, to, seconds=seconds)
             counters = tuple(Element(f"{kind}{version}", once.key, b"", seconds) for kind in COUNTERS)
@@ -383,7 +392,8 @@ class NftPlane:
             except FileExistsError:
                 continue
             self._ways_out[place] = out, users + 1
-            path = NftPath(self, owner, caller, at, once, way_in, counters, out)
+            release = self._doors.reserve(at, leg.peer)
+            path = NftPath(self, owner, caller, at, once, way_in, counters, out, release)
             self.paths.add(path)
             self.board.soon(path.count, path.crashed)
             return path
