@@ -118,7 +118,14 @@ class Carriage:
             return
         path = carried.path
         self._open = self._carried[path] = carried
-        self._principal.log(logging.DEBUG, "data.open", plane=carried.plane, spec=action.spec)
+        self._principal.log(
+            logging.DEBUG,
+            "data.open",
+            plane=carried.plane,
+            spec=action.spec,
+            client_calls=path.announced.get(Side.CLIENT),
+            server_calls=path.announced.get(Side.SERVER),
+        )
         interpreter.path_opened(path.announced, ready=path.ready, reports_end=path.reports_end)
 
     # From the paths

@@ -18,13 +18,14 @@ from typing import Literal
 
 from attrs import evolve, frozen
 
-from .config.values import Config, Limits, LogConfig, ServiceConfig
+from .config.values import Config, Level, Limits, LogConfig, PfConfig, ServiceConfig
 from .endpoints import Endpoint, IPAddress, parse_address
+from .pf.anchor import RuleOptions, native_dialect, problems
 from .pi.policy import Policy, Timeouts
 from .sockets import family
 from .table import may_load
 
-__all__ = ["NO_IDLE_LIMIT", "BadFlag", "CannotResolve", "Flags", "configuration"]
+__all__ = ["NO_IDLE_LIMIT", "BadFlag", "CannotResolve", "Flags", "configuration", "ignored"]
 
 NAME = "ftp-proxy"
 FTP = 21
@@ -35,12 +36,7 @@ MOST_SESSIONS = 1_000_000
 BASE = Policy(port_address="override", greeting="lenient")
 """As ftp-proxy(8) does: PORT may carry any address and the client's own is used; any server's words are passed on."""
 
-LEVELS: tuple[Literal["error", "warning", "info", "debug"], ...] = (
-    *("error",) * 4,
-    *("warning",) * 2,
-    "info",
-    "debug",
-)
+LEVELS: tuple[Level, ...] = (*("critical",) * 3, "error", "warning", "notice", "info", "debug")
 """By syslog priority, 0 to 7 (syslog(3))."""
 
 
@@ -62,23 +58,27 @@ class Flags:
     listen: Sequence[IPAddress] = ()
     """Empty: loopback, of the family that `ipv6` says."""
     debug_level: int = 5
+    foreground: bool = False
     max_sessions: int = 100
     server_port: int = FTP
     port: int = 8021
-    queue: str = ""
+    queue: str | None = None
     servers: Sequence[str] = ()
     """Addresses or names; empty: forward mode."""
     active_port_20: bool = False
-    tag: str = ""
+    tag: str | None = None
     timeout: int = 86400
     verbose: int = 0
 
 
-def configuration(flags: Flags) -> Config:
-    """What `flags` say.  Names are looked up.  Raises `BadFlag` where they do not fit together, `CannotResolve`."""
+def configuration(flags: Flags, platform: str = sys.platform) -> Config:
+    """What `flags` say on a system (`sys.platform`).  Names are looked up.
+
+    Raises `BadFlag` where they do not fit together, `CannotResolve`."""
     hosts = flags.listen or ((IPv6Address(1),) if flags.ipv6 else (IPv4Address("127.0.0.1"),))
     _check(flags, hosts)
-    return Config(services=(_service(flags, hosts),), log=LogConfig(level=LEVELS[flags.debug_level]))
+    log = LogConfig(level=LEVELS[flags.debug_level], format="classic" if flags.foreground else "classic-syslog")
+    return Config(services=(_service(flags, hosts, platform),), log=log)
 
 
 def _check(flags: Flags, hosts: Sequence[IPAddress]) -> None:
@@ -93,14 +93,15 @@ def _check(flags: Flags, hosts: Sequence[IPAddress]) -> None:
         raise BadFlag(f"-a {flags.source} is of another family than the address to listen at ({hosts[0]})")
 
 
-def _service(flags: Flags, hosts: Sequence[IPAddress]) -> ServiceConfig:
+def _service(flags: Flags, hosts: Sequence[IPAddress], platform: str) -> ServiceConfig:
     service = ServiceConfig(
         name=NAME,
         mode="reverse" if flags.servers else "forward",
         listen=tuple(Endpoint(host, flags.port) for host in hosts),
         intercept="auto",
         servers=_servers(flags, hosts),
-        planes=_planes(),
+        planes=_planes(platform),
+        pf=_pf(flags, platform),
         source=flags.source,
         active_source_port=20 if flags.active_port_20 else 0,
         policy=BASE,
@@ -112,8 +113,27 @@ def _service(flags: Flags, hosts: Sequence[IPAddress]) -> ServiceConfig:
     return service
 
 
-def _planes() -> tuple[Literal["nft", "relay"], ...]:
-    return ("nft", "relay") if sys.platform == "linux" and may_load() else ("relay",)
+def _planes(platform: str) -> tuple[Literal["nft", "pf", "relay"], ...]:
+    if native_dialect(platform) is not None:
+        return ("pf", "relay")
+    return ("nft", "relay") if platform == "linux" and may_load() else ("relay",)
+
+
+def ignored(flags: Flags, platform: str = sys.platform) -> list[str]:
+    """The flags that mean nothing on a system."""
+    words = {"-q": flags.queue, "-T": flags.tag, "-v": flags.verbose}
+    return [word for word, value in words.items() if value] if native_dialect(platform) is None else []
+
+
+def _pf(flags: Flags, platform: str) -> PfConfig:
+    dialect = native_dialect(platform)
+    if dialect is None:
+        return PfConfig()
+    log: dict[int, Literal[0, 1, 2]] = {0: 0, 1: 1, 2: 2}
+    options = PfConfig(tag=flags.tag, queue=flags.queue, log=log[flags.verbose])
+    for key, why in problems(RuleOptions(dialect=dialect, tag=options.tag, queue=options.queue, log=options.log)):
+        raise BadFlag(f"{'-T' if key == 'tag' else '-q'} {getattr(options, key)} {why}")
+    return options
 
 
 def _servers(flags: Flags, hosts: Sequence[IPAddress]) -> tuple[Endpoint, ...]:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Literal
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     "sweep_crashed",
 ]
 
-Format = Literal["auto", "kv", "json", "journald", "syslog"]
+Format = Literal["auto", "kv", "json", "journald", "syslog", "classic", "classic-syslog"]
 """Of `[log]`; `auto` is `journald` where the journal reads our standard error, else `kv`."""
 
 STDERR = 2
@@ -41,6 +42,10 @@ MOST_KEYS = 1000
 """Different ones that are counted in a second; further clients are counted together."""
 ALWAYS = frozenset({"session.open", "session.close", "transfer"})
 """Events that are never left out."""
+
+NOTICE = 25
+"""Between info and warning, as in syslog.  No event of ours has it; `classic` knows by their names which had."""
+logging.addLevelName(NOTICE, "NOTICE")
 
 _log = logging.getLogger(__name__)
 
@@ -120,19 +125,33 @@ def started_by_journald() -> bool:
         return False  # not set, or closed
 
 
-def set_up(level: int = logging.INFO, form: Format = "auto") -> None:
-    """Send our events to where `form` says, and nowhere else."""
+_needed: Callable[[int], int] = int
+"""The level that the loggers need to have, by the one that is wanted."""
+
+
+def set_up(
+    level: int = logging.INFO, form: Format = "auto", most_sessions: Mapping[str, int] = MappingProxyType({})
+) -> None:
+    """Send our events to where `form` says, and nowhere else.  `most_sessions` by service are said by `classic`."""
+    global _needed
     from . import logsinks
 
     if form == "auto":
         form = "journald" if started_by_journald() else "kv"
-    handler = logsinks.sink(form)
+    handler = logsinks.sink(form, most_sessions)
+    _needed = int
+    if form in ("classic", "classic-syslog"):
+        from .classic import Ranks
+
+        ranks = Ranks()
+        handler.addFilter(ranks)
+        _needed = ranks.let_through
     handler.addFilter(flood)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.raiseExceptions = False  # a log that cannot be written is no reason to write about it
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=_needed(level), handlers=[handler], force=True)
 
 
 def set_level(level: int) -> None:
     """Log what is at least as grave as `level` from now on."""
-    logging.getLogger().setLevel(level)
+    logging.getLogger().setLevel(_needed(level))

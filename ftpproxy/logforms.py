@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache
 
+from .log import NOTICE
+
 __all__ = ["IDENTIFIER", "JsonFormatter", "KeyValueFormatter", "journal_fields", "priority", "quote", "readable"]
 
 IDENTIFIER = "ftpproxy"
@@ -117,12 +119,20 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(values)
 
 
-_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_PRIORITIES = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    NOTICE: 5,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
 
 
 def priority(record: logging.LogRecord) -> int:
-    """The level as syslog(3) numbers it."""
-    return _PRIORITIES.get(record.levelno, 6)
+    """The level as syslog(3) numbers it, or what a filter has set as `priority`."""
+    rank: int | None = getattr(record, "priority", None)
+    return _PRIORITIES.get(record.levelno, 6) if rank is None else rank
 
 
 def journal_fields(record: logging.LogRecord) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Mapping
 
 from .log import STDERR, Format, event
 from .logforms import (
@@ -174,11 +175,19 @@ class SyslogSink(_Datagrams):
         return line.encode("ascii", "backslashreplace")[:LONGEST_SYSLOG]
 
 
-def sink(form: Format) -> logging.Handler:
-    """The handler for a form; `auto` has been decided."""
-    if form in ("journald", "syslog"):
+def sink(form: Format, most_sessions: Mapping[str, int]) -> logging.Handler:
+    """The handler for a form; `auto` has been decided.  `most_sessions` by service are said by `classic`."""
+    if form in ("journald", "syslog", "classic-syslog"):
         path = JOURNAL if form == "journald" else SYSLOG
         if not os.path.exists(path):
             print(f"ftpproxy: log.format is {form}, but there is no {path}; nothing is logged before", file=sys.stderr)
-        return JournalSink() if form == "journald" else SyslogSink()
+    if form == "journald":
+        return JournalSink()
+    if form == "syslog":
+        return SyslogSink()
+    if form in ("classic", "classic-syslog"):
+        from .classic import ClassicFormatter
+
+        sentences = ClassicFormatter(most_sessions)
+        return StandardError(sentences) if form == "classic" else SyslogSink(formatter=sentences)
     return StandardError(JsonFormatter() if form == "json" else KeyValueFormatter())

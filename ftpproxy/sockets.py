@@ -1,7 +1,7 @@
 """Socket options that Python has no names for, and the few things that we do to every socket.
 
 Sources: ip(7), ipv6(7), tcp(7); linux/netfilter_ipv4.h and linux/netfilter_ipv6/ip6_tables.h for the original
-destination; linux/in.h and linux/in6.h for the transparent options.
+destination; linux/in.h and linux/in6.h for the transparent options; those of BSD stand with them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 
 from .endpoints import Endpoint, IPAddress
 
@@ -21,6 +22,7 @@ __all__ = [
     "close_with_reset",
     "control",
     "family",
+    "foreign_option",
     "is_ours",
     "reset_on_close",
 ]
@@ -29,6 +31,14 @@ SO_ORIGINAL_DST = 80
 """Also IP6T_SO_ORIGINAL_DST: the same number at level IPPROTO_IPV6."""
 IP_TRANSPARENT = getattr(socket, "IP_TRANSPARENT", 19)
 IPV6_TRANSPARENT = 75
+
+# Level and number of what allows foreign addresses, for IPv4 and for IPv6.
+# OpenBSD: sys/socket.h, SO_BINDANY.  FreeBSD: netinet/in.h, IP_BINDANY; netinet6/in6.h, IPV6_BINDANY.
+_FOREIGN = {
+    "linux": ((socket.IPPROTO_IP, IP_TRANSPARENT), (socket.IPPROTO_IPV6, IPV6_TRANSPARENT)),
+    "openbsd": ((socket.SOL_SOCKET, 0x1000), (socket.SOL_SOCKET, 0x1000)),
+    "freebsd": ((socket.IPPROTO_IP, 24), (socket.IPPROTO_IPV6, 64)),
+}
 
 _RESET = struct.pack("ii", 1, 0)
 _GRACEFUL = struct.pack("ii", 0, 0)
@@ -42,12 +52,24 @@ def family(host: IPAddress) -> socket.AddressFamily:
     return socket.AF_INET if host.version == 4 else socket.AF_INET6
 
 
+def foreign_option(version: int, platform: str = sys.platform) -> tuple[int, int]:
+    """Level and number of the socket option that lets a socket be bound to an address that is not ours.
+
+    Raises `OSError` (ENOPROTOOPT) where the system has none that we know.
+    """
+    for system, options in _FOREIGN.items():
+        if platform.startswith(system):
+            return options[version == 6]
+    raise OSError(errno.ENOPROTOOPT, f"{platform} has no foreign addresses for sockets")
+
+
 def bound(at: Endpoint, *, transparent: bool = False) -> socket.socket:
     """A non-blocking TCP socket bound to `at`, not listening.
 
     SO_REUSEADDR is set: on Linux two such binds to one address and port both succeed and `listen` arbitrates
     (the second fails with EADDRINUSE).  IPv6 sockets are IPv6 only.  `transparent` allows an address that is
-    not ours (IP_TRANSPARENT; needs CAP_NET_RAW or CAP_NET_ADMIN, else `PermissionError`).  Raises `OSError`.
+    not ours (`foreign_option`; needs CAP_NET_RAW or CAP_NET_ADMIN, on BSD root, else `PermissionError`).  Raises
+    `OSError`.
     """
     sock = socket.socket(family(at.host), socket.SOCK_STREAM)
     try:
@@ -56,10 +78,7 @@ def bound(at: Endpoint, *, transparent: bool = False) -> socket.socket:
         if at.host.version == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if transparent:
-            if at.host.version == 4:
-                sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
-            else:
-                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+            sock.setsockopt(*foreign_option(at.host.version), 1)
         sock.bind(at.sockaddr())
     except BaseException:
         sock.close()

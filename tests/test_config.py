@@ -318,7 +318,7 @@ BAD: list[tuple[str, list[str]]] = [
     ),
     (
         FORWARD + '[log]\nlevel = "loud"\n',
-        ['log.level: "loud" is not known here; known: "debug", "info", "warning", "error"'],
+        ['log.level: "loud" is not known here; known: "debug", "info", "notice", "warning", "error", "critical"'],
     ),
     (
         changed(FORWARD, translate='"pasive"'),

@@ -19,6 +19,7 @@ FLOORS = [
         "channels",
         "dial",
         "sockets",
+        "classic",
         "log",
         "logforms",
         "logsinks",

@@ -9,13 +9,14 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .parser import Parser
 
 if TYPE_CHECKING:
     from ..config import Config
+    from ..dropin import Flags
     from ..endpoints import IPAddress
 
 __all__ = ["add_flags", "flags_of", "run"]
@@ -129,11 +130,11 @@ def add_flags(parser: Parser) -> None:
 
 NAMES = {"listen": "listen", "server": "servers"}
 """Options whose field of `Flags` has another name."""
-OURS = ("foreground", "show")
+OURS = ("show",)
 """Options that are no field: they are about this process."""
 
 
-def flags_of(arguments: argparse.Namespace) -> Any:
+def flags_of(arguments: argparse.Namespace) -> Flags:
     """The `Flags` that were written."""
     from ..dropin import Flags
 
@@ -143,12 +144,13 @@ def flags_of(arguments: argparse.Namespace) -> Any:
 
 def run(parser: Parser, arguments: argparse.Namespace) -> int:
     """Serve as the flags say.  Returns an exit code."""
-    from ..dropin import BadFlag, CannotResolve, configuration
+    from ..dropin import BadFlag, CannotResolve, configuration, ignored
 
     if getattr(arguments, "verbose", 0) > 2:
         parser.error("-v may be given twice at most")
+    written = flags_of(arguments)
     try:
-        config = configuration(flags_of(arguments))
+        config = configuration(written)
     except BadFlag as error:
         parser.error(str(error))
     except CannotResolve as error:
@@ -159,15 +161,29 @@ def run(parser: Parser, arguments: argparse.Namespace) -> int:
 
         print(show(config), end="")
         return os.EX_OK
-    return _serve(config, foreground=hasattr(arguments, "foreground"))
+    return _serve(config, ignored(written), foreground=written.foreground)
 
 
-def _serve(config: Config, *, foreground: bool) -> int:
+def _serve(config: Config, ignored: Sequence[str], *, foreground: bool) -> int:
+    import logging
+
     from ..compose import run
+    from ..daemon import in_background
+    from ..log import event
+
+    def told() -> None:
+        if ignored:
+            reason = "they are about pf"
+            event(logging.getLogger(__name__), logging.WARNING, "flags.ignored", flags=" ".join(ignored), reason=reason)
 
     if foreground:
-        return run(config)
+        return run(config, told)
 
-    from ..daemon import in_background
+    def serve(ready: Callable[[], None]) -> int:
+        def all_stands() -> None:
+            told()
+            ready()
 
-    return in_background(lambda ready: run(config, ready))
+        return run(config, all_stands)
+
+    return in_background(serve)

@@ -52,7 +52,8 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
     `ready` is called once everything stands that may fail.
     """
     passed, supervisor = inherited(), Supervisor.from_environment()
-    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format)
+    most = {service.name: service.limits.sessions for service in config.services}
+    logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format, most)
     if any("pf" in service.planes for service in config.services):
         return _fail('the plane "pf" cannot be served yet', EX_UNAVAILABLE)
     _spare_the_collector()

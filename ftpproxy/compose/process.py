@@ -72,7 +72,7 @@ def needed(services: Iterable[ServiceConfig], *, table: bool) -> set[Capability]
     """What a process with these services cannot do without; `table` as above."""
     keep = {Capability.CAP_NET_ADMIN} if table else set()
     for service in services:
-        if service.intercept == "tproxy":
+        if service.intercept == "tproxy" or (service.intercept == "auto" and not table):
             keep.add(Capability.CAP_NET_RAW)
         low = [at.port for at in service.listen] + [service.data_ports.first, service.active_source_port or LOW_PORTS]
         if min(low) < LOW_PORTS:

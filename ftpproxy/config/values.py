@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 from attrs import frozen
 
 from ..endpoints import Endpoint, IPAddress
+from ..log import Format
 from ..pf.anchor import Dialect, RuleOptions, native_dialect
 from ..pi.destinations import Destination
 from ..pi.policy import IPNetwork, NetworkRule, Policies, Policy, Timeouts
@@ -210,13 +211,16 @@ class ServiceConfig:
         return Policies(self.policy, self.rules)
 
 
+Level = Literal["debug", "info", "notice", "warning", "error", "critical"]
+
+
 @frozen(kw_only=True)
 class LogConfig:
     """`[log]`."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "kv", "json", "journald", "syslog"] = "auto"
-    """How it is written and where it goes; all but `journald` and `syslog` to standard error."""
+    level: Level = "info"
+    format: Format = "auto"
+    """How it is written and where it goes; all but `journald` and those of syslog to standard error."""
     xferlog: str | None = None
     """A file for one line a transferred file, in the form of wu-ftpd."""
 
