@@ -8,8 +8,8 @@ needs to be asked:
 pf looks for a listener at exactly that address and port (in_pcblookup_listen); one at 0.0.0.0 or :: is not found.
 FreeBSD's rule of that name is another thing (divert(4)): it hands packets, not connections, to a process.
 
-**rdr** (FreeBSD, NetBSD, macOS, and `rdr-to` of OpenBSD).  The destination is rewritten to our listener, and pf is asked
-for the original one (`ftpproxy.pf.natlook`), at once, while the state is there:
+**rdr** (FreeBSD, NetBSD, macOS, and `rdr-to` of OpenBSD).  The destination is rewritten to our listener, and pf is
+asked for the original one (`ftpproxy.pf.natlook`), at once, while the state is there:
 
     rdr pass on $int_if inet proto tcp from any to any port 21 -> 127.0.0.1 port 8021
 

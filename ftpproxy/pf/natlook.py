@@ -1,13 +1,13 @@
 """Whom a connection that pf redirected was addressed to: the ioctl DIOCNATLOOK on /dev/pf.
 
-The kernel copies a `struct pfioc_natlook` in, looks the state up and copies it out again (pf(4)); three layouts of it are
-in use, told apart by their size, which is part of the request's number: _IOWR('D', 23, struct pfioc_natlook).  Read from
-net/pfvar.h of FreeBSD 12 to 15, OpenBSD 7 and NetBSD 9, and bsd/net/pfvar.h of xnu 11417.  Addresses have 16 octets, an
+The kernel copies a `struct pfioc_natlook` in, looks the state up and copies it out again (pf(4)).  Three layouts of it
+are in use; they differ in size, which is part of the request's number, _IOWR('D', 23, struct pfioc_natlook).  Read from
+net/pfvar.h of FreeBSD 12 to 15, OpenBSD 7.6 and NetBSD, and bsd/net/pfvar.h of xnu 11417.  Addresses have 16 octets, an
 IPv4 address the first four of them; ports are in network order.
 
-The connection is described as its *answers* look: source is the peer, destination is our end, direction is out.  (sshuttle
-asks so too.  With `in` the kernel would search the packets that arrive, whose destination is what we want to know.)
-What it says in rdaddr and rdport is the destination before the redirection.
+The connection is given as this machine sees it: the source is the peer, the destination our end.  The direction is out,
+because the kernel turns the two round for a lookup: so it searches the keys of this side of the translation, and tells
+those of the other side.  rdaddr and rdport are the destination before it was rewritten.
 
 A descriptor that was opened read-only is enough, at every securelevel, and the right to ask is checked when it is
 opened: a process opens it as root and keeps it when it has become somebody else.
@@ -28,6 +28,8 @@ __all__ = ["LAYOUTS", "DevPf", "NatlookError", "answer", "native_layout", "quest
 
 DEVICE = "/dev/pf"
 PF_OUT = 2
+UNKNOWN = errno.ENOENT
+"""The answer where there is no state, because nothing was redirected or the interface is one that pf skips."""
 
 # saddr daddr rsaddr rdaddr, sport dport rsport rdport, af proto direction
 _FREEBSD = Struct("=16s16s16s16s HHHH BBBx")
@@ -66,6 +68,13 @@ def answer(layout: Struct, octets: bytes, version: int) -> Endpoint:
     return Endpoint(ip_address(rdaddr[: 4 if version == 4 else 16]), socket.ntohs(rdport))
 
 
+def refusal(error: OSError) -> str:
+    """Why pf does not tell."""
+    if error.errno == errno.E2BIG:
+        return "pf has more than one state of that connection"
+    return f"pf does not tell (DIOCNATLOOK: {error.strerror})"
+
+
 class DevPf:
     """An open /dev/pf, to ask about connections.  Open it before privileges are given up."""
 
@@ -87,11 +96,9 @@ class DevPf:
         try:
             told = fcntl.ioctl(self._descriptor, request(self._layout), asked)
         except OSError as error:
-            if error.errno == errno.ENOENT:
+            if error.errno == UNKNOWN:
                 return None
-            if error.errno == errno.E2BIG:
-                raise NatlookError("pf has more than one state of it") from error
-            raise NatlookError(f"pf does not tell (DIOCNATLOOK: {error.strerror})") from error
+            raise NatlookError(refusal(error)) from error
         return answer(self._layout, told, peer.host.version)
 
     def close(self) -> None:
