@@ -20,6 +20,7 @@ from .endpoints import Endpoint, Side
 from .paths import Tally
 from .pi.actions import DropPath, EndTransfer, OpenPath, SettlePath, StartPath
 from .pi.interpreter import ProtocolInterpreter
+from .reasons import Code, fields
 from .switchboard import Switchboard
 from .terms import Terms
 
@@ -111,7 +112,7 @@ class Carriage:
         carried, refusals = open_path(self._terms.planes, action.spec, self, self._ours)
         level = logging.WARNING if carried is None else logging.DEBUG if self._fell_back else logging.INFO
         for plane, why in refusals:
-            self._principal.log(level, "data.refused", plane=plane, reason=why, spec=action.spec)
+            self._principal.log(level, "data.refused", plane=plane, **fields(why, Code.PLANE_FAILED), spec=action.spec)
             self._fell_back = True
         if carried is None:
             interpreter.path_refused()
@@ -140,7 +141,8 @@ class Carriage:
     def failed(self, path: Path, why: str) -> None:
         """`PathOwner`."""
         if carried := self._carried.pop(path, None):
-            self._principal.log(logging.WARNING, "data.failed", plane=carried.plane, what=carried.what, reason=why)
+            because = fields(why, Code.DATA_UNREACHABLE)
+            self._principal.log(logging.WARNING, "data.failed", plane=carried.plane, what=carried.what, **because)
             if carried is self._open:
                 self._open = None
                 self._principal.tell(ProtocolInterpreter.path_failed)
@@ -194,7 +196,7 @@ class Carriage:
         if self._transfer is carried:
             self._transfer = None
         self.transfers += 1
-        client, server = self._principal.client, self._principal.server
-        self._principal.log(logging.INFO, "transfer", client=client, server=server, **carried.account())
+        client = self._principal.client
+        self._principal.log(logging.INFO, "transfer", server=self._principal.server, **carried.account())
         if self._terms.xferlog is not None:
             self._terms.xferlog.write(client.host, carried)
