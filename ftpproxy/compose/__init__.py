@@ -20,6 +20,7 @@ from .. import log as logs
 from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
 from ..config import Config
+from ..doors import Doors
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
@@ -110,8 +111,9 @@ async def _serve(
     announcer = Announcer()
     errands = Errands(board)
     xferlog = _xferlog(config)
+    doors = Doors(board)
     lookup = open_lookup(config)
-    shared = Shared(board, elements, announcer, errands, xferlog, lookup)
+    shared = Shared(board, doors, elements, announcer, errands, xferlog, lookup)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
@@ -137,6 +139,7 @@ async def _serve(
             for plane in service.terms.planes:
                 plane.close()
             service.gate.close()
+        doors.close()
         if elements is not None:
             elements.close()
         if lookup is not None:

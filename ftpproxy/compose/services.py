@@ -9,6 +9,7 @@ from attrs import frozen
 from .. import netfilter
 from ..announce import OWN, Announcements, Announcer, File, Interface, Name, Told
 from ..config import Announce, AnnounceFrom, Config, GatewayConfig, ServiceConfig
+from ..doors import Doors
 from ..dtp.nft import NftPlane
 from ..dtp.plane import DataPlane
 from ..dtp.relay import RelayPlane
@@ -36,6 +37,7 @@ class Shared:
     """What all services of a process have in common."""
 
     board: Switchboard
+    doors: Doors
     elements: netfilter.Elements | None
     """None where no service needs our table."""
     announcer: Announcer
@@ -122,6 +124,7 @@ def _planes(config: ServiceConfig, gate: Gate, shared: Shared) -> list[DataPlane
                     shared.elements,
                     ports,
                     shared.board,
+                    shared.doors,
                     data_setup=timeouts.data_setup,
                     data_idle=timeouts.data_idle,
                     seconds=_element_seconds(config),
@@ -150,18 +153,18 @@ def _element_seconds(config: ServiceConfig) -> float:
 def _gate(config: ServiceConfig, shared: Shared) -> Gate:
     redirection = config.redirection_on(sys.platform)
     if config.intercept == "auto" and sys.platform == "linux":
-        return AutoGate(shared.elements, seconds=_element_seconds(config))
+        return AutoGate(shared.elements, shared.doors, seconds=_element_seconds(config))
     if redirection == "tproxy":
-        return TproxyGate()
+        return TproxyGate(shared.doors)
     if redirection == "redirect":
         assert shared.elements is not None
-        return RedirectGate(shared.elements, seconds=_element_seconds(config))
+        return RedirectGate(shared.elements, shared.doors, seconds=_element_seconds(config))
     if redirection == "rdr":
         assert shared.lookup is not None
-        return RdrGate(shared.lookup, called_directly=config.mode == "reverse")
+        return RdrGate(shared.lookup, shared.doors, called_directly=config.mode == "reverse")
     if redirection == "divert":
-        return DivertGate()
-    return DirectGate()
+        return DivertGate(shared.doors)
+    return DirectGate(shared.doors)
 
 
 def open_lookup(config: Config) -> DevPf | None:

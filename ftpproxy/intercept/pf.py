@@ -21,6 +21,7 @@ from __future__ import annotations
 import socket
 from typing import Protocol
 
+from ..doors import Doors
 from ..endpoints import Endpoint
 from ..paths import Await, Call
 from ..pf.natlook import NatlookError
@@ -39,8 +40,8 @@ class Lookup(Protocol):
 class DivertGate:
     """`divert-to` of OpenBSD."""
 
-    def __init__(self) -> None:
-        self._direct = DirectGate()
+    def __init__(self, doors: Doors) -> None:
+        self._direct = DirectGate(doors)
 
     def prepare(self, listener: socket.socket) -> None:
         """An ordinary listener will do."""
@@ -64,10 +65,10 @@ class DivertGate:
 class RdrGate:
     """`rdr` and `rdr-to`.  With `called_directly` clients may also call the listener itself, as in reverse mode."""
 
-    def __init__(self, lookup: Lookup, *, called_directly: bool = False) -> None:
+    def __init__(self, lookup: Lookup, doors: Doors, *, called_directly: bool = False) -> None:
         self._lookup = lookup
         self._called_directly = called_directly
-        self._direct = DirectGate()
+        self._direct = DirectGate(doors)
 
     def prepare(self, listener: socket.socket) -> None:
         """An ordinary listener will do."""
