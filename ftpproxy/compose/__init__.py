@@ -26,9 +26,11 @@ from ..config import Config
 from ..control.address import Address
 from ..control.desk import Desk, Facts
 from ..control.hall import Hall
+from ..doors import Doors
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
+from ..pf.natlook import NatlookError
 from ..privileges import PrivilegeError
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
@@ -37,7 +39,7 @@ from ..vitals import Vitals
 from ..xferlog import Xferlog
 from . import process
 from .control import open_control
-from .services import Shared, compose
+from .services import Shared, compose, open_lookup
 
 __all__ = ["run"]
 
@@ -79,6 +81,8 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
     except CannotListen as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
+    except NatlookError as error:
+        return _fail(str(error), EX_NOPERM if isinstance(error.__cause__, PermissionError) else EX_UNAVAILABLE)
     except process.NoSuchUser as error:
         return _fail(str(error), EX_CONFIG)
     except PrivilegeError as error:
@@ -116,7 +120,9 @@ async def _serve(
     announcer = Announcer()
     errands = Errands(board)
     xferlog = _xferlog(config)
-    shared = Shared(board, elements, announcer, errands, xferlog)
+    doors = Doors(board)
+    lookup = open_lookup(config)
+    shared = Shared(board, doors, elements, announcer, errands, xferlog, lookup)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
@@ -156,8 +162,11 @@ async def _serve(
             for plane in service.terms.planes:
                 plane.close()
             service.gate.close()
+        doors.close()
         if elements is not None:
             elements.close()
+        if lookup is not None:
+            lookup.close()
         board.close()
         if xferlog is not None:
             xferlog.close()
