@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
+from .reasons import Code, Reason
 from .switchboard import READ, Switchboard
 from .wire.proxyheader import BadHeader, HeaderReader, ProxyHeader
 
@@ -19,6 +20,8 @@ __all__ = ["SECONDS", "Arrival"]
 SECONDS = 5.0
 """For the whole header (docs/protocol.md, "PROXY headers")."""
 MOST_PEEKED = 4096
+
+_CODE = Code.BALANCER_HEADER
 
 
 class Arrival:
@@ -31,7 +34,7 @@ class Arrival:
         board: Switchboard,
         *,
         arrived: Callable[[socket.socket, ProxyHeader], None],
-        strayed: Callable[[str], None],
+        strayed: Callable[[Reason], None],
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
@@ -46,16 +49,16 @@ class Arrival:
         try:
             octets = self._sock.recv(MOST_PEEKED, socket.MSG_PEEK)
             if not octets:
-                self._stray("closed before its PROXY header was complete")
+                self._stray(Reason(_CODE, "closed before its PROXY header was complete"))
                 return
             self._sock.recv(self._reader.take(octets))
         except BlockingIOError:
             return
         except BadHeader as error:
-            self._stray(str(error))
+            self._stray(Reason(_CODE, str(error)))
             return
         except OSError as error:
-            self._stray(error.strerror or str(error))
+            self._stray(Reason(_CODE, error.strerror or str(error)))
             return
         if self._reader.header is not None:
             self._watch.close()
@@ -63,13 +66,13 @@ class Arrival:
 
     def sweep(self, now: float) -> None:
         if self._watch.alive and now >= self._deadline:
-            self._stray("the PROXY header did not come in time")
+            self._stray(Reason(_CODE, "the PROXY header did not come in time"))
 
     def crashed(self, error: Exception) -> None:
         """Something in here went wrong; the switchboard has logged it."""
-        self._stray(f"internal error: {type(error).__name__}")
+        self._stray(Reason(Code.INTERNAL, f"internal error: {type(error).__name__}"))
 
-    def _stray(self, reason: str) -> None:
+    def _stray(self, reason: Reason) -> None:
         self.close()
         self._strayed(reason)
 

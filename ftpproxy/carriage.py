@@ -20,6 +20,7 @@ from .endpoints import Endpoint, Side
 from .paths import Tally
 from .pi.actions import DropPath, EndTransfer, OpenPath, SettlePath, StartPath
 from .pi.interpreter import ProtocolInterpreter
+from .reasons import Code, fields
 from .switchboard import Switchboard
 from .terms import Terms
 
@@ -142,7 +143,8 @@ class Carriage:
     def _decided(self, interpreter: ProtocolInterpreter, opening: Opening, carried: Carried | None) -> None:
         level = logging.WARNING if carried is None else logging.DEBUG if self._fell_back else logging.INFO
         for plane, why in opening.refusals:
-            self._principal.log(level, "data.refused", plane=plane, reason=why, spec=opening.spec)
+            because = fields(why, Code.PLANE_FAILED)
+            self._principal.log(level, "data.refused", plane=plane, **because, spec=opening.spec)
             self._fell_back = True
         if carried is None:
             interpreter.path_refused()
@@ -186,7 +188,8 @@ class Carriage:
     def failed(self, path: Path, why: str) -> None:
         """`PathOwner`."""
         if carried := self._carried.pop(path, None):
-            self._principal.log(logging.WARNING, "data.failed", plane=carried.plane, what=carried.what, reason=why)
+            because = fields(why, Code.DATA_UNREACHABLE)
+            self._principal.log(logging.WARNING, "data.failed", plane=carried.plane, what=carried.what, **because)
             if carried is self._open:
                 self._open = None
                 self._principal.tell(ProtocolInterpreter.path_failed)
@@ -242,7 +245,7 @@ class Carriage:
         if self._transfer is carried:
             self._transfer = None
         self.transfers += 1
-        client, server = self._principal.client, self._principal.server
-        self._principal.log(logging.INFO, "transfer", client=client, server=server, **carried.account())
+        client = self._principal.client
+        self._principal.log(logging.INFO, "transfer", server=self._principal.server, **carried.account())
         if self._terms.xferlog is not None:
             self._terms.xferlog.write(client.host, carried)

@@ -10,8 +10,11 @@ from .dtp.plane import DataPlane, Opener, Path, Pending, Refused
 from .endpoints import Endpoint, Side
 from .paths import Call, Direction, PathSpec, Tally
 from .pi.actions import StartPath
+from .reasons import Code, Reason, code_of
 
 __all__ = ["Carried", "Opening"]
+
+_UNSUITED = Reason(Code.PLANE_UNSUITED, "it does not carry such paths")
 
 
 @define
@@ -37,6 +40,7 @@ class Carried:
         awaited = [f"{side} at {self.path.announced[side]}" for side in missing if side in self.path.announced]
         return {
             "plane": self.plane,
+            "code": Code.DATA_MISSING if self.what else Code.DATA_UNASKED,
             "what": self.what or None,
             "missing": " and ".join(map(str, missing)),
             "awaited": " and ".join(awaited) or None,
@@ -47,6 +51,17 @@ class Carried:
     def complete(self) -> bool:
         """The server said so, and both legs ended cleanly."""
         return bool(self.positive and self.tally is not None and self.tally.failed is None and not self.tally.reason)
+
+    @property
+    def code(self) -> Code | None:
+        """Why it is not complete."""
+        if self.tally is None or self.complete:
+            return None
+        if self.tally.reason or self.tally.failed is not None:
+            return code_of(self.tally.reason, Code.DATA_BROKEN)
+        if not self.what:
+            return Code.DATA_UNASKED
+        return Code.SERVER_UNANSWERED if self.positive is None else Code.SERVER_DENIED
 
     @property
     def settled(self) -> bool:
@@ -81,6 +96,7 @@ class Carried:
             "result": "complete" if self.complete else "incomplete",
             "seconds": f"{tally.seconds:.3f}",
             "estimate": None if tally.exact else "yes",
+            "code": self.code,
             "failed": tally.failed,
             "reason": tally.reason or None,
         }
@@ -100,7 +116,7 @@ class Opening:
         self._left = iter(planes)
         if any(isinstance(leg, Call) and ours(leg.to) for leg in (spec.client, spec.server)):
             self._left = iter(())
-            self.refusals.append((None, "the way leads back to this proxy"))
+            self.refusals.append((None, Reason(Code.LOOP, "the way leads back to this proxy")))
 
     @property
     def undecided(self) -> bool:
@@ -111,9 +127,7 @@ class Opening:
         """The path on the first plane that is left and carries it.  None: something is `pending`, or no plane does."""
         for plane in self._left:
             self._plane = plane.name
-            answer = (
-                plane.open(self.spec, owner) if plane.carries(self.spec) else Refused("it does not carry such paths")
-            )
+            answer = plane.open(self.spec, owner) if plane.carries(self.spec) else Refused(_UNSUITED)
             if isinstance(answer, Pending):
                 self.pending = answer
                 return None

@@ -8,7 +8,8 @@ import socket
 from collections.abc import Callable
 
 from . import sockets
-from .endpoints import ANY_PORT, Endpoint, IPAddress
+from .endpoints import ANY_PORT, Endpoint, IPAddress, Side
+from .reasons import Reason, call_failed
 from .switchboard import WRITE, Switchboard, Watch
 
 __all__ = ["Dial"]
@@ -22,7 +23,7 @@ class Dial:
     `first` is said on the connection before anybody else can say something: a PROXY header fits into any empty buffer.
     """
 
-    __slots__ = ("_answered", "_deadline", "_failure", "_first", "_over", "_sock", "_unanswered", "_watch")
+    __slots__ = ("_answered", "_deadline", "_failure", "_first", "_over", "_sock", "_to", "_unanswered", "_watch")
 
     def __init__(
         self,
@@ -33,9 +34,10 @@ class Dial:
         *,
         first: bytes = b"",
         answered: Callable[[socket.socket], None],
-        unanswered: Callable[[str], None],
+        unanswered: Callable[[Reason], None],
         on_crash: Callable[[Exception], None],
     ) -> None:
+        self._to = to
         self._answered = answered
         self._unanswered = unanswered
         self._deadline = board.now + seconds
@@ -63,19 +65,19 @@ class Dial:
 
     def _failed_at_once(self, _: float) -> None:
         if not self._over:
-            self._fail(os.strerror(self._failure))
+            self._fail(self._failure)
 
     def _decided(self, _: int) -> None:
         sock = self._sock
         assert sock is not None
         if failure := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._fail(os.strerror(failure))
+            self._fail(failure)
             return
         if self._first:
             try:
                 sock.send(self._first)
             except OSError as error:
-                self._fail(error.strerror or str(error))
+                self._fail(error.errno or errno.EIO)
                 return
         assert self._watch is not None
         self._watch.close()
@@ -85,11 +87,12 @@ class Dial:
 
     def sweep(self, now: float) -> None:
         if not self._over and now >= self._deadline:
-            self._fail(os.strerror(errno.ETIMEDOUT))
+            self._fail(errno.ETIMEDOUT)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, number: int) -> None:
         self.close()
-        self._unanswered(reason)
+        why = Reason(call_failed(number, "server"), os.strerror(number), side=Side.SERVER, at=self._to)
+        self._unanswered(why)
 
     def close(self) -> None:
         """Hang up before it is decided.  Idempotent; nothing is called afterwards."""

@@ -95,4 +95,4 @@ class Tally:
     failed: Side | None = None
     """The side whose leg failed first; None after a clean end."""
     reason: str = ""
-    """Why it failed, in words for a log line."""
+    """Why it failed, in words for a log line; mostly a `Reason`, which has its code."""

@@ -22,10 +22,11 @@ from .endpoints import Endpoint, Side
 from .errands import Errand, Errands
 from .log import event
 from .passwords import Users
-from .pi.actions import Arm, Need, Timer
+from .pi.actions import Arm, Denied, Need, Timer
 from .pi.handover import HandOver
 from .pi.login import Dial, LetGo, LoginAction, LoginInterpreter
 from .pi.wishes import LoginSettings, Verify
+from .reasons import Code, Reason, code_of
 from .resolver import CallByName
 from .switchboard import READ, Switchboard
 from .terms import Terms
@@ -119,7 +120,7 @@ class Reception:
 
     def _broken(self, side: Side, error: OSError) -> None:
         if side is CLIENT:
-            self._end(f"the client is gone: {error.strerror}")
+            self._end(Reason(Code.CLIENT_GONE, f"the client is gone: {error.strerror}"))
         else:
             self._login.receive(SERVER, b"")
             self._pump()
@@ -147,13 +148,13 @@ class Reception:
 
     def close(self) -> None:
         """End it now, whatever is unsent."""
-        self._end("closed")
+        self._end(Reason(Code.SHUTDOWN, "closed"))
         if self._farewell_until:
             self._close_channels()
 
     def crashed(self, error: Exception) -> None:
         """Something in here went wrong; the switchboard has logged it."""
-        self._end(f"internal error: {type(error).__name__}")
+        self._end(Reason(Code.INTERNAL, f"internal error: {type(error).__name__}"))
 
     # The loop
 
@@ -181,7 +182,7 @@ class Reception:
                 channel.send(self._login.take_output(side))
             except OSError as error:
                 if side is CLIENT:
-                    self._end(f"the client is gone: {error.strerror}")
+                    self._end(Reason(Code.CLIENT_GONE, f"the client is gone: {error.strerror}"))
                     return False  # a server that is gone is found out by reading
         return True
 
@@ -201,6 +202,8 @@ class Reception:
             self._hand_over(action)
         elif isinstance(action, Arm):
             self._deadlines[action.timer] = self._board.now + action.seconds
+        elif isinstance(action, Denied):
+            self._log(logging.INFO, "command.denied", code=action.code, rule=action.rule, what=action.what)
         elif self._say():
             self._end(action.reason)
 
@@ -209,7 +212,7 @@ class Reception:
     def _verified(self, user: bytes, right: bool | None) -> None:
         self._errand = None
         if not right:
-            self._log(logging.WARNING, "gateway.login_failed", client=self.client, user=user)
+            self._log(logging.WARNING, "login.failed", code=Code.PROXY_DENIED, user=user)
         self._login.verified(bool(right))
         self._pump()
 
@@ -232,10 +235,10 @@ class Reception:
     def _admits(self, endpoint: Endpoint) -> bool:
         return self._login.admits(endpoint.host) and not self._ours(endpoint)
 
-    def _unanswered(self, target: str, reason: str) -> None:
+    def _unanswered(self, target: str, why: Reason) -> None:
         self._errand = None
-        self._log(logging.WARNING, "server.unreachable", client=self.client, server=target, reason=reason)
-        self._login.not_dialled(reason)
+        self._log(logging.WARNING, "server.unreachable", server=target, code=why.code, reason=why)
+        self._login.not_dialled(why)
         self._pump()
 
     def _answered(self, target: str, sock: socket.socket) -> None:
@@ -243,7 +246,7 @@ class Reception:
             self._server = Endpoint.from_sockaddr(sock.getpeername())
         except OSError as error:  # it has hung up already
             sock.close()
-            self._unanswered(target, error.strerror or str(error))
+            self._unanswered(target, Reason(Code.SERVER_GONE, error.strerror or str(error)))
             return
         self._errand = None
         self._channels[SERVER] = Channel(sock, self._board, partial(self._event, SERVER), self.crashed)
@@ -256,7 +259,7 @@ class Reception:
         if not self._say():
             return
         if any(channel.unsent for channel in self._channels.values()):
-            self._end("a side does not read")  # a greeting fits into any socket's buffer
+            self._end(Reason(Code.CLIENT_NONSENSE, "a side does not read"))  # a greeting fits into any socket's buffer
             return
         self.over = True
         assert self._server is not None
@@ -272,7 +275,7 @@ class Reception:
             self._errand = None
         if (server := self._channels.pop(SERVER, None)) is not None:
             server.close()
-        self._log(logging.INFO, "gateway.close", client=self.client, reason=reason)
+        self._log(logging.INFO, "gateway.close", code=code_of(reason, Code.OPERATOR), reason=reason)
         client = self._channels[CLIENT]
         if client.unsent:
             self._farewell_until = self._board.now + FAREWELL_SECONDS
@@ -287,4 +290,4 @@ class Reception:
         self._ended(self)
 
     def _log(self, level: int, name: str, **fields: object) -> None:
-        event(log, level, name, session=self.number, service=self.service, **fields)
+        event(log, level, name, session=self.number, client=self.client, service=self.service, **fields)

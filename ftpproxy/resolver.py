@@ -15,12 +15,15 @@ from functools import partial
 from .dial import Dial
 from .endpoints import Endpoint, IPAddress, parse_address
 from .errands import Errand, Errands
+from .reasons import Code, Reason
 from .switchboard import Switchboard
 
 __all__ = ["CallByName", "look_up"]
 
 MOST_ADDRESSES = 4
 """Of one name; the time to connect is shared out among them."""
+
+_UNREACHABLE = Reason(Code.SERVER_UNREACHABLE, os.strerror(errno.ENETUNREACH))
 
 
 def look_up(host: str, port: int) -> list[Endpoint] | str:
@@ -54,7 +57,7 @@ class CallByName:
         first: bytes = b"",
         admits: Callable[[Endpoint], bool],
         answered: Callable[[socket.socket], None],
-        unanswered: Callable[[str], None],
+        unanswered: Callable[[Reason], None],
         on_crash: Callable[[Exception], None],
     ) -> None:
         self._board = board
@@ -77,24 +80,24 @@ class CallByName:
 
     def _found(self, endpoints: list[Endpoint] | str | None) -> None:
         if endpoints is None:
-            self._unanswered("looking the name up takes too long")
+            self._unanswered(Reason(Code.SERVER_UNKNOWN, "looking the name up takes too long"))
         elif isinstance(endpoints, str):
-            self._unanswered(endpoints)
+            self._unanswered(Reason(Code.SERVER_UNKNOWN, endpoints))
         else:
             usable = [each for each in endpoints if self._source is None or self._like_source(each)]
             self._left = [each for each in usable if self._admits(each)][:MOST_ADDRESSES]
             if self._left:
                 self._seconds /= len(self._left)
-                self._call_next("")
+                self._call_next(_UNREACHABLE)
+            elif usable or not endpoints:
+                self._unanswered(Reason(Code.POLICY_DESTINATION, "it is not allowed here"))
             else:
-                self._unanswered(
-                    "it is not allowed here" if usable or not endpoints else os.strerror(errno.ENETUNREACH)
-                )
+                self._unanswered(_UNREACHABLE)
 
     def _like_source(self, endpoint: Endpoint) -> bool:
         return self._source is not None and endpoint.host.version == self._source.version
 
-    def _call_next(self, reason: str) -> None:
+    def _call_next(self, reason: Reason) -> None:
         if not self._left:
             self._unanswered(reason)
             return

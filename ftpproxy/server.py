@@ -28,6 +28,7 @@ from .intercept.interceptor import GateError
 from .listeners import CannotListen, Listeners
 from .log import event
 from .pi.handover import HandOver
+from .reasons import Code, Reason
 from .reception import Ends, Gateway, Reception
 from .service import Census, Service
 from .session import Session
@@ -39,6 +40,16 @@ from .wire.reply import reply
 __all__ = ["CannotListen", "Server", "Service"]
 
 log = logging.getLogger(__name__)
+
+_LIMIT_SESSIONS = Reason(Code.LIMIT_SESSIONS, "Too many sessions, try again later.")
+_LIMIT_PER_CLIENT = Reason(Code.LIMIT_PER_CLIENT, "Too many sessions from your address.")
+_POLICY_CLIENT = Reason(Code.POLICY_CLIENT, "You may not use this service.")
+_LOOP = Reason(Code.LOOP, "The way to that server leads back to this proxy.")
+_INTERCEPT_UNKNOWN = Reason(Code.INTERCEPT_UNKNOWN, "Cannot tell which server you called.")
+
+
+def _log_refusal(service: Service, client: Endpoint, why: Reason) -> None:
+    event(log, logging.WARNING, "session.refused", service=service.name, client=client, code=why.code, reason=why)
 
 
 class Server:
@@ -77,16 +88,16 @@ class Server:
             return
         arrivals = self._census[service.name].arrivals
         if len(self._census[service.name]) >= service.most_sessions:
-            self._turn_away(service, sock, peer, "Too many sessions, try again later.")
+            self._turn_away(service, sock, peer, _LIMIT_SESSIONS)
             return
 
         def arrived(sock: socket.socket, header: ProxyHeader) -> None:
             arrivals.discard(arrival)
             self._admit(service, sock, header.source or peer, header.destination)
 
-        def strayed(reason: str) -> None:
+        def strayed(reason: Reason) -> None:
             arrivals.discard(arrival)
-            event(log, logging.WARNING, "session.refused", service=service.name, client=peer, reason=reason)
+            _log_refusal(service, peer, reason)
 
         arrival = Arrival(sock, self._board, arrived=arrived, strayed=strayed)
         arrivals.add(arrival)
@@ -95,11 +106,11 @@ class Server:
         """`called`: whom the client called, where a load balancer has said it."""
         census = self._census[service.name]
         if service.clients and not any(client.host in network for network in service.clients):
-            self._turn_away(service, sock, client, "You may not use this service.")
+            self._turn_away(service, sock, client, _POLICY_CLIENT)
         elif len(census) >= service.most_sessions:
-            self._turn_away(service, sock, client, "Too many sessions, try again later.")
+            self._turn_away(service, sock, client, _LIMIT_SESSIONS)
         elif census.of_client[client.host] >= service.most_per_client:
-            self._turn_away(service, sock, client, "Too many sessions from your address.")
+            self._turn_away(service, sock, client, _LIMIT_PER_CLIENT)
         else:
             terms = service.terms_for(client.host)
             try:
@@ -111,12 +122,12 @@ class Server:
                         announce={**terms.announce, Side.CLIENT: (*terms.announce.get(Side.CLIENT, ()), called.host)},
                     )
             except (GateError, OSError) as error:
-                self._turn_away(service, sock, client, "Cannot tell which server you called.", error)
+                self._turn_away(service, sock, client, _INTERCEPT_UNKNOWN, error)
                 return
             if service.gateway is None:
                 server = service.server_for(orig_server)
                 if self.listeners.listens_at(server):
-                    self._turn_away(service, sock, client, "The way to that server leads back to this proxy.")
+                    self._turn_away(service, sock, client, _LOOP)
                     return
                 self._begin(sock, client, orig_server, server, terms)
             else:
@@ -188,12 +199,12 @@ class Server:
 
     @staticmethod
     def _turn_away(
-        service: Service, sock: socket.socket, client: Endpoint, text: str, error: Exception | None = None
+        service: Service, sock: socket.socket, client: Endpoint, why: Reason, error: Exception | None = None
     ) -> None:
-        event(log, logging.WARNING, "session.refused", service=service.name, client=client, reason=error or text)
+        _log_refusal(service, client, why if error is None else Reason(why.code, str(error)))
         try:
             sock.setblocking(False)
-            sock.send(reply(421, text))
+            sock.send(reply(421, why))
             sock.recv(4096)  # what is unread would turn our close into a reset, which may overtake the 421
         except OSError:
             pass  # nothing to read, or the client is gone already
@@ -247,5 +258,5 @@ class Server:
         self.listeners.close()
         for guest in [*self.sessions, *self._others]:
             if not isinstance(guest, Arrival):
-                guest.dismiss("The service is shutting down.")
+                guest.dismiss(Reason(Code.SHUTDOWN, "The service is shutting down."))
             guest.close()

@@ -29,9 +29,10 @@ from .channels import MOST_UNSENT, Channel
 from .dial import Dial
 from .endpoints import Endpoint, Side
 from .log import event
-from .pi.actions import Action, Arm, Chunk, Hangup, Need, Timer
+from .pi.actions import Action, Arm, Chunk, Denied, Hangup, LoginFailed, Need, Timer
 from .pi.handover import HandOver
 from .pi.interpreter import ProtocolInterpreter
+from .reasons import Code, Reason, code_of
 from .routes import Route
 from .switchboard import READ, Switchboard
 from .terms import Terms
@@ -124,10 +125,10 @@ class Session:
 
     # The call to the server
 
-    def _unanswered(self, reason: str) -> None:
+    def _unanswered(self, why: Reason) -> None:
         self._dial = None
-        self.log(logging.WARNING, "server.unreachable", client=self.client, server=self.server, reason=reason)
-        self.dismiss(f"Cannot reach the server {self.server}: {reason}.")
+        self.log(logging.WARNING, "server.unreachable", server=self.server, code=why.code, reason=why)
+        self.dismiss(Reason(why.code, f"Cannot reach the server {self.server}: {why}."))
 
     def take_over(self, sock: socket.socket, handover: HandOver | None = None) -> None:
         """Go on with this connection to the server; `handover` tells what was said on it."""
@@ -149,7 +150,6 @@ class Session:
             logging.INFO,
             "session.open",
             service=terms.service,
-            client=self.client,
             orig_server=self.orig_server,
             server=self.server,
             proxy=proxy,
@@ -212,7 +212,7 @@ class Session:
             if self.carriage.busy:
                 self._last_word = now
             if now - self._last_word >= self._terms.timeouts.idle:
-                self.dismiss("Idle for too long.")
+                self.dismiss(Reason(Code.IDLE, "Idle for too long."))
             elif due:
                 self._pump()
 
@@ -225,7 +225,7 @@ class Session:
         return False
 
     def dismiss(self, text: str) -> None:
-        """End it; the client is told why."""
+        """End it; the client is told why.  `text` is mostly a `Reason`; without one it was an operator's wish."""
         if self.over:
             return
         if self._interpreter is not None:
@@ -241,13 +241,13 @@ class Session:
 
     def close(self) -> None:
         """End it now, whatever is unsent."""
-        self._end("closed")
+        self._end(Reason(Code.SHUTDOWN, "closed"))
         self.carriage.close()
         self._close_channels()
 
     def crashed(self, error: Exception) -> None:
         """Something in here went wrong; the switchboard has logged it."""
-        self._end(f"internal error: {type(error).__name__}")
+        self._end(Reason(Code.INTERNAL, f"internal error: {type(error).__name__}"))
 
     # The loop
 
@@ -293,6 +293,10 @@ class Session:
             self._deadlines[action.timer] = self._board.now + action.seconds
         elif isinstance(action, Hangup):
             self._hang_up(interpreter, action)
+        elif isinstance(action, Denied):
+            self.log(logging.INFO, "command.denied", code=action.code, rule=action.rule, what=action.what)
+        elif isinstance(action, LoginFailed):
+            self.log(logging.INFO, "login.failed", code=Code.SERVER_DENIED, user=action.user)
         else:
             self.carriage.perform(interpreter, action)
 
@@ -308,7 +312,8 @@ class Session:
 
     def _lost(self, side: Side, error: OSError) -> None:
         """A control connection broke.  What a server has sent in full may still reach its client."""
-        self._end(f"the {side} is gone: {error.strerror}", drain=side is SERVER)
+        code = Code.CLIENT_GONE if side is CLIENT else Code.SERVER_GONE
+        self._end(Reason(code, f"the {side} is gone: {error.strerror}"), drain=side is SERVER)
 
     def _end(self, reason: str, *, drain: bool = False) -> None:
         """Close both control connections, and the paths unless they may `drain`."""
@@ -320,7 +325,14 @@ class Session:
             self._dial = None
         self.carriage.end(drain=drain)
         seconds = f"{self._board.now - self._opened_at:.1f}"
-        self.log(logging.INFO, "session.close", reason=reason, transfers=self.carriage.transfers, seconds=seconds)
+        self.log(
+            logging.INFO,
+            "session.close",
+            code=code_of(reason, Code.OPERATOR),
+            reason=reason,
+            transfers=self.carriage.transfers,
+            seconds=seconds,
+        )
         if self._channels[CLIENT].unsent:
             self._farewell_until = self._board.now + FAREWELL_SECONDS
             if (server := self._channels.get(SERVER)) is not None:
@@ -355,4 +367,4 @@ class Session:
     def log(self, level: int, name: str, **fields: object) -> None:
         """An event of this session."""
         if log.isEnabledFor(level):
-            event(log, level, name, session=self.number, **fields)
+            event(log, level, name, session=self.number, client=self.client, **fields)

@@ -29,7 +29,18 @@ from attrs import define, evolve
 
 from ftpproxy.endpoints import Endpoint, Side
 from ftpproxy.paths import Await, Leg, PathSpec
-from ftpproxy.pi.actions import Action, Arm, DropPath, EndTransfer, Hangup, OpenPath, SettlePath, StartPath
+from ftpproxy.pi.actions import (
+    Action,
+    Arm,
+    Denied,
+    DropPath,
+    EndTransfer,
+    Hangup,
+    LoginFailed,
+    OpenPath,
+    SettlePath,
+    StartPath,
+)
 from ftpproxy.pi.policy import Policy
 from ftpproxy.routes import Route
 
@@ -140,7 +151,8 @@ def words(action: Action) -> str | None:
         return "drop"
     if isinstance(action, Hangup):
         return "hangup drain" if action.drain else "hangup"
-    assert isinstance(action, (Arm, EndTransfer))  # what the log says of transfers is tested with the log
+    # What the log says is tested with the log.
+    assert isinstance(action, (Arm, EndTransfer, Denied, LoginFailed))
     return None
 
 

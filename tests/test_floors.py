@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ftpproxy"
 FLOORS = [
-    {"endpoints", "routes", "paths", "freezing"},
+    {"endpoints", "routes", "paths", "freezing", "reasons"},
     {"wire"},
     {"pi"},
     {

@@ -27,6 +27,7 @@ from ..endpoints import ANY_PORT, Endpoint, Side
 from ..intercept.interceptor import Gate, PortRange, nothing_to_release
 from ..log import event
 from ..paths import Await, Call, Leg
+from ..reasons import Code, Reason, call_failed
 from ..switchboard import READ, WRITE, Switchboard, Watch
 
 __all__ = ["LegOwner", "RelayLeg"]
@@ -119,7 +120,7 @@ class RelayLeg:
             self.dialled_at = self._board.now
             self.watch.want(WRITE)
         else:
-            self._board.soon(partial(self._not_reached, os.strerror(code)), self._owner.crashed)
+            self._board.soon(partial(self._not_reached, code), self._owner.crashed)
 
     def resume(self) -> None:
         """Listen on after the process had run out of descriptors."""
@@ -185,10 +186,10 @@ class RelayLeg:
         assert self._socket is not None
         code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            self._not_reached(os.strerror(code), self._board.now)
+            self._not_reached(code, self._board.now)
             return
         if self._socket.getsockname() == self._socket.getpeername():  # TCP lets a socket call itself
-            self._not_reached("the way leads back to this proxy", self._board.now)
+            self._not_reached(errno.ELOOP, self._board.now)
             return
         self.watch.want(0)
         self.watch.callback = _unexpected
@@ -197,10 +198,15 @@ class RelayLeg:
         release()  # the kernel knows the connection by now and asks the map no more
         self._now_up()
 
-    def _not_reached(self, reason: str, now: float) -> None:
+    def _not_reached(self, number: int, now: float) -> None:
         assert isinstance(self.spec, Call)
-        if not self._closed:
-            self._owner.leg_failed(self.side, f"cannot reach the {self.side} at {self.spec.to}: {reason}")
+        if self._closed:
+            return
+        loop = number == errno.ELOOP
+        code = Code.LOOP if loop else call_failed(number, "data")
+        why = "the way leads back to this proxy" if loop else os.strerror(number)
+        text = f"cannot reach the {self.side} at {self.spec.to}: {why}"
+        self._owner.leg_failed(self.side, Reason(code, text, side=self.side, at=self.spec.to))
 
     def _now_up(self) -> None:
         self.up = True

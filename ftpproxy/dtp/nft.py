@@ -39,10 +39,11 @@ from ..endpoints import ANY_PORT, Endpoint, IPAddress, Side
 from ..intercept.interceptor import PortRange
 from ..netfilter import ELEMENT_SECONDS, Count, Element, Elements, called, carried, of_path
 from ..paths import Await, Direction, PathSpec, Tally
+from ..reasons import Code, Reason
 from ..sockets import is_ours
 from ..switchboard import Switchboard
 from .alive import AlivePaths
-from .plane import PathOwner, Refused
+from .plane import CUT_SHORT, PathOwner, Refused
 
 __all__ = ["NftPath", "NftPlane"]
 
@@ -138,11 +139,11 @@ class NftPath:
             self._let_go()
         if not self._up:
             return None
-        return self._tally(None, "" if self._settled or self._ended else "cut short")
+        return self._tally(None, "" if self._settled or self._ended else CUT_SHORT)
 
     def crashed(self, error: Exception) -> None:
         """Something in here went wrong."""
-        self._end(None, f"internal error: {error!r}")
+        self._end(None, Reason(Code.INTERNAL, f"internal error: {error!r}"))
 
     # The counters
 
@@ -199,7 +200,8 @@ class NftPath:
             self._sweep_carrying(now)
         elif now - self._set_up_at > self._plane.data_setup:
             caller = self._caller
-            self._end(None, f"no data connection came from the {caller} within {self._plane.data_setup:g} s")
+            text = f"no data connection came from the {caller} within {self._plane.data_setup:g} s"
+            self._end(None, Reason(Code.DATA_MISSING, text, side=caller, at=self.announced[caller]))
 
     def _sweep_carrying(self, now: float) -> None:
         if not self._reported:
@@ -213,7 +215,7 @@ class NftPath:
             self._end(None, "")
         elif now - self._moved_at > self._plane.data_idle:
             sender = self._direction.sender if self._direction is not None else Side.CLIENT
-            self._end(sender, f"idle for {self._plane.data_idle:g} s")
+            self._end(sender, Reason(Code.DATA_IDLE, f"idle for {self._plane.data_idle:g} s", side=sender))
         elif now >= self._renew_at:
             self._renew(now)
 
@@ -222,7 +224,9 @@ class NftPath:
     def _conclude(self, now: float) -> None:
         """Settled, and nothing more will come."""
         if not self._over and self._settled:
-            self._end(None, "" if self._up else f"no data connection came from the {self._caller}")
+            text = f"no data connection came from the {self._caller}"
+            missing = Reason(Code.DATA_MISSING, text, side=self._caller, at=self.announced[self._caller])
+            self._end(None, "" if self._up else missing)
 
     def _end(self, failed: Side | None, why: str) -> None:
         if self._over:
@@ -305,18 +309,32 @@ class NftPlane:
     def open(self, spec: PathSpec, owner: PathOwner) -> NftPath | Refused:
         halves = spec.halves
         if halves is None or not self.carries(spec):
-            return Refused("the kernel carries between one awaited and one called leg of one address family")
+            return Refused(
+                Reason(
+                    Code.PLANE_UNSUITED,
+                    "the kernel carries between one awaited and one called leg of one address family",
+                )
+            )
         if self.paths.closed:
             return Refused("the plane is closed")
         caller, leg, call = halves
         for host in (leg.peer, call.to.host):
             if is_ours(host):  # what this machine sends passes no prerouting, what it receives no postrouting
-                return Refused(f"{host} is this machine itself; the kernel carries only what is forwarded")
+                return Refused(
+                    Reason(
+                        Code.PLANE_UNSUITED, f"{host} is this machine itself; the kernel carries only what is forwarded"
+                    )
+                )
         out = called(leg.peer, call.to, call.source, seconds=self.seconds)
         try:
             return self._open(caller, leg, call.to, out, owner)
         except PermissionError:
-            return Refused("changing nftables needs CAP_NET_ADMIN: run this as root, or give it the capability")
+            return Refused(
+                Reason(
+                    Code.PLANE_PERMISSION,
+                    "changing nftables needs CAP_NET_ADMIN: run this as root, or give it the capability",
+                )
+            )
         except OSError as error:
             return Refused(str(error))
 
@@ -324,7 +342,9 @@ class NftPlane:
         place = leg.at.host.version, out.key
         shared, users = self._ways_out.get(place, (None, 0))
         if shared is not None and shared != out:
-            return Refused(f"{leg.peer} is being led to {to} already, under another address")
+            return Refused(
+                Reason(Code.PLANE_UNSUITED, f"{leg.peer} is being led to {to} already, under another address")
+            )
         if shared is not None:
             self.elements.remove(out)  # and again below: its time begins anew
         for port in self._candidates(leg.at.port):
@@ -342,8 +362,10 @@ class NftPlane:
         if shared is not None:
             self.elements.add(out)
         if leg.at.port != ANY_PORT:
-            return Refused(f"{leg.peer} is awaited at {leg.at} already")
-        return Refused(f"no port is left for {leg.peer} in {self._ports}; more data_ports are needed")
+            return Refused(Reason(Code.PLANE_PORTS, f"{leg.peer} is awaited at {leg.at} already"))
+        return Refused(
+            Reason(Code.PLANE_PORTS, f"no port is left for {leg.peer} in {self._ports}; more data_ports are needed")
+        )
 
     def _candidates(self, wanted: int) -> Iterator[int]:
         return iter((wanted,)) if wanted != ANY_PORT else self._ports.once_round(MOST_TRIES)

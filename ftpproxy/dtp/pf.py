@@ -28,10 +28,11 @@ from ..log import event
 from ..paths import Await, Direction, PathSpec, Tally
 from ..pf.anchor import RuleError, RuleOptions, render
 from ..pf.client import Engine
+from ..reasons import Code, Reason
 from ..sockets import is_ours
 from ..switchboard import Switchboard
 from .alive import AlivePaths
-from .plane import Opener, PathOwner, Pending, Refused
+from .plane import CUT_SHORT, Opener, PathOwner, Pending, Refused
 
 __all__ = ["PATIENCE", "PfPath", "PfPending", "PfPlane"]
 
@@ -93,13 +94,13 @@ class PfPending(Pending):
     def sweep(self, now: float) -> None:
         if now - self._since > PATIENCE:
             self.close()
-            self._owner.refused(self, f"the pf engine did not answer within {PATIENCE:g} s")
+            self._owner.refused(self, Reason(Code.PLANE_FAILED, f"the pf engine did not answer within {PATIENCE:g} s"))
 
     def crashed(self, error: Exception) -> None:
         """Something in here went wrong, or in who was told."""
         if not self._over:
             self.close()
-            self._owner.refused(self, f"internal error: {error!r}")
+            self._owner.refused(self, Reason(Code.INTERNAL, f"internal error: {error!r}"))
 
     def close(self) -> None:
         if not self._over:
@@ -159,11 +160,11 @@ class PfPath:
         if self._over:
             return None
         self._let_go()
-        return self._tally(None, "" if self._settled else "cut short") if self._up else None
+        return self._tally(None, "" if self._settled else CUT_SHORT) if self._up else None
 
     def crashed(self, error: Exception) -> None:
         """Something in here went wrong."""
-        self._end(None, f"internal error: {error!r}")
+        self._end(None, Reason(Code.INTERNAL, f"internal error: {error!r}"))
 
     # The counters
 
@@ -191,7 +192,6 @@ class PfPath:
         self._judge(now)
 
     def _judge(self, now: float) -> None:
-        caller = self._caller
         if self._up and not self._reported:
             self._reported = True
             for side in Side:
@@ -199,12 +199,12 @@ class PfPath:
                 if self._over:
                     return
         if self._settled and (not self._up or now - self._moved_at >= QUIET):
-            self._end(None, "" if self._up else f"no data connection came from the {caller}")
+            self._end(None, "" if self._up else self._missing())
         elif self._up and now - self._moved_at > self._plane.data_idle:
             sender = self._direction.sender if self._direction is not None else Side.CLIENT
-            self._end(sender, f"idle for {self._plane.data_idle:g} s")
+            self._end(sender, Reason(Code.DATA_IDLE, f"idle for {self._plane.data_idle:g} s", side=sender))
         elif not self._up and now - self._set_up_at > self._plane.data_setup:
-            self._end(None, f"no data connection came from the {caller} within {self._plane.data_setup:g} s")
+            self._end(None, self._missing(f" within {self._plane.data_setup:g} s"))
 
     def sweep(self, now: float) -> None:
         """Look whether something has happened."""
@@ -215,9 +215,13 @@ class PfPath:
 
     # The end
 
+    def _missing(self, within: str = "") -> Reason:
+        text = f"no data connection came from the {self._caller}{within}"
+        return Reason(Code.DATA_MISSING, text, side=self._caller, at=self._place.at)
+
     def make_room(self) -> None:
         """The next path leads to the same place: what this one has carried is what is known of it.  Reports later."""
-        why = "" if self._up else f"no data connection came from the {self._caller}"
+        why = "" if self._up else self._missing()
         self._let_go()
         self._plane.board.soon(lambda _: self._report(None, why), self.crashed)
 
@@ -291,24 +295,25 @@ class PfPlane:
         return len({host.version for host in (leg.at.host, leg.peer, call.to.host, call.source.host)}) == 1
 
     def open(self, spec: PathSpec, owner: Opener) -> PfPending | Refused:
-        if (halves := spec.halves) is None or not self.carries(spec):
-            return Refused("pf carries between one awaited and one called leg of one address family")
         if self._paths.closed or self.engine.over:
             return Refused(self.engine.over or "the plane is closed")
         if self.engine.full:
             return Refused("the pf engine has too much to do")
+        if (halves := spec.halves) is None or not self.carries(spec):
+            return _unsuited("pf carries between one awaited and one called leg of one address family")
         caller, leg, call = halves
         for host in (leg.peer, call.to.host):
             if is_ours(host):  # pf translates for this machine's own connections in other places
-                return Refused(f"{host} is this machine itself; pf carries only what is forwarded")
+                return _unsuited(f"{host} is this machine itself; pf carries only what is forwarded")
         if (other := self._led.get((leg.peer, call.to))) is not None:
             if not isinstance(other, PfPath) or not other.settled():
-                return Refused(f"{leg.peer} is being led to {call.to} already")
+                return _unsuited(f"{leg.peer} is being led to {call.to} already")
             other.make_room()
         if (at := self._free(leg)) is None:
+            why = f"no port is left for {leg.peer} in {self._ports}; more data_ports are needed"
             if leg.at.port != ANY_PORT:
-                return Refused(f"{leg.peer} is awaited at {leg.at} already")
-            return Refused(f"no port is left for {leg.peer} in {self._ports}; more data_ports are needed")
+                why = f"{leg.peer} is awaited at {leg.at} already"
+            return Refused(Reason(Code.PLANE_PORTS, why))
         whole = _at(spec, caller, at)
         client = call.to.host if caller is Side.SERVER else leg.peer
         # `pfctl -k label -k ftp:ADDRESS` ends the data connections of that client.
@@ -316,7 +321,7 @@ class PfPlane:
         try:
             render(whole, options)  # the engine would refuse it
         except RuleError as error:
-            return Refused(str(error))
+            return _unsuited(str(error))
         pending = PfPending(self, _Place(leg.peer, at, call.to, caller), owner)
         self._awaited.add((leg.peer, at))
         self._led[leg.peer, call.to] = pending
@@ -349,6 +354,10 @@ class PfPlane:
 
     def close(self) -> None:
         self._paths.close()
+
+
+def _unsuited(why: str) -> Refused:
+    return Refused(Reason(Code.PLANE_UNSUITED, why))
 
 
 def _at(spec: PathSpec, caller: Side, at: Endpoint) -> PathSpec:

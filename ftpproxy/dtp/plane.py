@@ -29,13 +29,17 @@ from attrs import frozen
 
 from ..endpoints import Endpoint, Side
 from ..paths import Direction, PathSpec, Tally
+from ..reasons import Code, Reason
 
-__all__ = ["DataPlane", "Opener", "Path", "PathOwner", "Pending", "Refused"]
+__all__ = ["CUT_SHORT", "DataPlane", "Opener", "Path", "PathOwner", "Pending", "Refused"]
+
+CUT_SHORT = Reason(Code.DATA_CUT, "cut short")
+"""Of a tally: we ended it."""
 
 
 @frozen
 class Refused:
-    """The plane cannot carry this path; `why` is a sentence for the log."""
+    """The plane cannot carry this path; `why` is a sentence for the log, mostly a `Reason` with its code."""
 
     why: str
 

@@ -32,11 +32,12 @@ from collections.abc import Mapping
 from ..endpoints import Endpoint, Side
 from ..intercept.interceptor import Gate, GateError, PortRange
 from ..paths import Await, Call, Direction, PathSpec, Tally
+from ..reasons import Code, Reason
 from ..switchboard import READ, WRITE, Switchboard
 from .alive import AlivePaths
 from .carriers import Broken, Flow
 from .legs import RelayLeg
-from .plane import PathOwner, Refused
+from .plane import CUT_SHORT, PathOwner, Refused
 
 __all__ = ["RelayPath", "RelayPlane"]
 
@@ -114,7 +115,7 @@ class RelayPath:
         # Where all was delivered and said to be, only the other end did not hang up yet.
         sent = self._direction is not None and self._flows[self._direction.sender].ended
         self._let_go(cleanly=sent)
-        return self._tally(None, "" if sent else "cut short")
+        return self._tally(None, "" if sent else CUT_SHORT)
 
     # From the legs
 
@@ -130,13 +131,14 @@ class RelayPath:
             try:
                 peer.dial()
             except (GateError, OSError) as error:
-                self._end(side.peer, str(error))
+                self._end(side.peer, Reason(Code.PLANE_FAILED, str(error), side=side.peer))
 
     def leg_failed(self, side: Side, why: str) -> None:
         self._end(side, why)
 
     def crashed(self, error: Exception) -> None:
-        self._end(Side.SERVER, f"internal error: {error!r}")  # neither side's fault, but no clean end either
+        # Neither side's fault, but no clean end either.
+        self._end(Side.SERVER, Reason(Code.INTERNAL, f"internal error: {error!r}"))
 
     # Carrying
 
@@ -165,7 +167,7 @@ class RelayPath:
             if events & READ:
                 moved = from_here.move(BUDGET) or moved
         except Broken as broken:
-            self._end(broken.side, str(broken))
+            self._end(broken.side, Reason(Code.DATA_BROKEN, str(broken), side=broken.side))
             return
         if moved:
             self._moved_at = self._board.now
@@ -191,11 +193,15 @@ class RelayPath:
         for leg in self._legs.values():
             leg.resume()
             if leg.dialled_at is not None and now - leg.dialled_at > self._plane.connect_timeout:
-                self._end(leg.side, f"the {leg.side} did not answer within {self._plane.connect_timeout:g} s")
+                text = f"the {leg.side} did not answer within {self._plane.connect_timeout:g} s"
+                at = leg.spec.to if isinstance(leg.spec, Call) else None
+                self._end(leg.side, Reason(Code.DATA_TIMEOUT, text, side=leg.side, at=at))
                 return
         if now - self._set_up_at > self._plane.data_setup:
-            missing = " and ".join(str(leg.side) for leg in self._legs.values() if not leg.up)
-            self._end(None, f"no data connection with {missing} within {self._plane.data_setup:g} s")
+            missing = [leg.side for leg in self._legs.values() if not leg.up]
+            text = f"no data connection with {' and '.join(map(str, missing))} within {self._plane.data_setup:g} s"
+            at = self.announced.get(missing[0])
+            self._end(None, Reason(Code.DATA_MISSING, text, side=missing[0], at=at))
 
     def _sweep_carrying(self, quiet: float) -> None:
         stuck = [flow for flow in self._flows.values() if flow.held]
@@ -209,7 +215,7 @@ class RelayPath:
                 to_move = Side.CLIENT  # whose verb never came
             else:
                 to_move = self._direction.sender.peer if sent else self._direction.sender
-            self._end(to_move, f"idle for {self._plane.data_idle:g} s")
+            self._end(to_move, Reason(Code.DATA_IDLE, f"idle for {self._plane.data_idle:g} s", side=to_move))
 
     # The end
 

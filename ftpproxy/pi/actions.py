@@ -8,14 +8,17 @@ from typing import NamedTuple
 from attrs import frozen
 
 from ..paths import Direction, PathSpec
+from ..reasons import Code
 
 __all__ = [
     "Action",
     "Arm",
     "Chunk",
+    "Denied",
     "DropPath",
     "EndTransfer",
     "Hangup",
+    "LoginFailed",
     "Need",
     "OpenPath",
     "SettlePath",
@@ -110,8 +113,27 @@ class Hangup:
     """Send what is in the output, then close both control connections."""
 
     reason: str
+    """Mostly a `Reason`, which has its code."""
     drain: bool
     """Settled data connections may go on to their end; otherwise they are cut as well."""
 
 
-Action = OpenPath | StartPath | EndTransfer | SettlePath | DropPath | Arm | Hangup
+@frozen
+class Denied:
+    """For the log: something was refused here, by a rule of the service."""
+
+    what: bytes
+    """The line that was refused, without what is secret."""
+    rule: str
+    """The rule, as the administrator names it."""
+    code: Code = Code.POLICY_COMMAND
+
+
+@frozen
+class LoginFailed:
+    """For the log: a login was refused, by the server or here."""
+
+    user: bytes
+
+
+Action = OpenPath | StartPath | EndTransfer | SettlePath | DropPath | Arm | Hangup | Denied | LoginFailed

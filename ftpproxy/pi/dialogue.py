@@ -14,9 +14,12 @@ from attrs import define, field
 
 from ..endpoints import Side
 from ..wire.command import Command
-from ..wire.reply import reply
-from .actions import Action, Chunk
+from ..wire.reply import mended, reply
+from .actions import Action, Chunk, Denied
+from .collector import ENDPOINT_CODES
+from .filter import Refusal
 from .ledger import Ledger, Turn
+from .masking import loggable
 from .verbs import Kind
 
 __all__ = ["NO_COMMAND", "Dialogue"]
@@ -52,9 +55,20 @@ class Dialogue:
         else:
             self.say(code, text)
 
+    def refuse(self, command: Command, refusal: Refusal, *, logged_in: bool = True) -> None:
+        """Answer a command that is not to reach the server, and have it logged if a rule says so."""
+        if refusal.rule:
+            self.act(Denied(loggable(command.line, logged_in=logged_in), refusal.rule, refusal.by))
+        self.answer(refusal.code, refusal.text)
+
     def pass_on(self, lines: Iterable[bytes]) -> None:
         """Lines of the server, with their line ends."""
         self.client_out += map(Chunk, lines)
+
+    def pass_by(self, line: bytes) -> None:
+        """A line of the server that answers nothing: no endpoint, and nothing that ends a line but its end."""
+        if line[:3] not in map(b"%d".__mod__, ENDPOINT_CODES):
+            self.pass_on([mended(line) + b"\r\n"])
 
     def end(self, turn: Turn) -> None:
         """A turn is answered; replies of ours that waited behind it are due."""

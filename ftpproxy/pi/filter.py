@@ -27,7 +27,9 @@ from typing import NamedTuple
 from attrs import define, field
 
 from ..freezing import GIVEN
+from ..reasons import Code, Reason
 from ..wire.command import Command
+from . import endings
 from .policy import CommandName, Policy
 from .verbs import HTTP_VERBS
 
@@ -42,6 +44,7 @@ __all__ = [
     "filter_of",
     "foreign_command",
     "foreign_octets",
+    "refuses_login",
     "verbs_of",
 ]
 
@@ -82,15 +85,18 @@ class Refusal(NamedTuple):
 
     code: int
     text: str
+    rule: str = ""
+    """What refuses: the key of the configuration and, where there are several rules, whom it names."""
+    by: Code = Code.POLICY_COMMAND
 
 
 _NOT_HERE = Refusal(502, "Command not implemented.")
-_NO_TLS = Refusal(502, "TLS is not available here.")
-_NOT_SECURED = Refusal(503, "There is no security session.")
+_NO_TLS = Refusal(502, "TLS is not available here.", "tls")
+_NOT_SECURED = Refusal(503, "There is no security session.", "tls")
 _FORBIDDEN = Refusal(550, "Not allowed here.")
-_READ_ONLY = Refusal(550, "This service is read-only.")
-_NOT_ANONYMOUS = Refusal(530, "Only anonymous FTP is allowed.")
-_TOO_LONG = Refusal(550, "The argument is too long.")
+_READ_ONLY = Refusal(550, "This service is read-only.", "read_only")
+_NOT_ANONYMOUS = Refusal(530, "Only anonymous FTP is allowed.", "anonymous_only")
+_TOO_LONG = Refusal(550, "The argument is too long.", "commands: argument")
 
 
 class _Rule(NamedTuple):
@@ -118,15 +124,19 @@ def _rule(command: str, refusal: Refusal | None, argument: re.Pattern[bytes] | N
 
 
 def _rules(policy: Policy) -> Iterable[_Rule]:
-    yield _Rule(UNTRANSLATED, b"", None, _NOT_HERE)
+    yield _Rule(UNTRANSLATED, b"", None, _NOT_HERE._replace(rule="untranslated"))
     if policy.tls == "refuse":
         yield _Rule(frozenset(_TLS), b"", None, _NO_TLS)
         yield _Rule(frozenset(_IN_TLS), b"", None, _NOT_SECURED)
     for each in policy.commands:
-        refusal = None if each.allow else _FORBIDDEN if each.argument else _NOT_HERE
+        refusal = (
+            None
+            if each.allow
+            else (_FORBIDDEN if each.argument else _NOT_HERE)._replace(rule=f"commands: {each.command}")
+        )
         yield _rule(each.command, refusal, each.argument)
     for command in policy.deny:
-        yield _rule(command, _NOT_HERE)
+        yield _rule(command, _NOT_HERE._replace(rule=f"deny: {command}"))
     if policy.anonymous_only:
         yield _rule("USER", None, _ANONYMOUS)
         yield _rule("USER", _NOT_ANONYMOUS)
@@ -136,10 +146,10 @@ def _rules(policy: Policy) -> Iterable[_Rule]:
         yield _rule("SITE HELP", None)
         yield _rule("SITE", _READ_ONLY)
     for name in _DEFAULT_DENIED:
-        yield _rule(name, _NOT_HERE)
+        yield _rule(name, _NOT_HERE._replace(rule="default"))
     if policy.read_only:  # a verb that nobody knows may change things
         yield _Rule(KNOWN, b"", None, None)
-        yield _rule("*", _NOT_HERE)
+        yield _rule("*", _NOT_HERE._replace(rule="read_only"))
 
 
 _Verdict = Refusal | list[_Rule] | None
@@ -213,29 +223,31 @@ def filter_of(policy: Policy) -> CommandFilter:
     return CommandFilter(policy)
 
 
+def refuses_login(verb: bytes, code: int) -> bool:
+    """Whether `code`, in answer to `verb`, refuses a login."""
+    return code in (430, 530) and verb in (b"USER", b"PASS", b"ACCT")
+
+
 @define(eq=False)
 class Patience:
     """What one session has done that only an attack does often.  Each method is asked once for each event and
-    returns the text of a 421 when the session is to end."""
+    returns the reason when the session is to end."""
 
     _policy: Policy = field(metadata=GIVEN)
     _refused_logins: int = field(init=False, default=0)
     _unknown_verbs: int = field(init=False, default=0)
 
-    def login_answered(self, verb: bytes, code: int) -> str | None:
-        """USER, PASS or ACCT was answered with `code`, by the server or by us."""
-        if code in (430, 530) and verb in (b"USER", b"PASS", b"ACCT"):
-            self._refused_logins += 1
-            if self._refused_logins >= self._policy.login_attempts:
-                return "Too many failed logins."
-        return None
+    def login_failed(self) -> Reason | None:
+        """USER, PASS or ACCT was refused (see `refuses_login`), by the server or by us."""
+        self._refused_logins += 1
+        return endings.FAILED_LOGINS if self._refused_logins >= self._policy.login_attempts else None
 
-    def command(self, verb: bytes, *, logged_in: bool) -> str | None:
+    def command(self, verb: bytes, *, logged_in: bool) -> Reason | None:
         """A command came."""
         if not logged_in and verb not in KNOWN:
             self._unknown_verbs += 1
             if self._unknown_verbs >= self._policy.unknown_verbs:
-                return "Too many unknown commands."
+                return endings.UNKNOWN_COMMANDS
         return None
 
 
@@ -243,17 +255,17 @@ _TLS_RECORD = b"\x16\x03"
 """ContentType handshake and the major version (RFC 8446 section 5.1)."""
 
 
-def foreign_octets(first: bytes, policy: Policy) -> str | None:
+def foreign_octets(first: bytes, policy: Policy) -> Reason | None:
     """Whether a client whose stream begins with `first` speaks TLS where that is not wanted: then the reason to close
     without a word (docs/protocol.md, "no FTP client").
 
     To be asked of what is buffered as long as the first line is not complete, since a TLS record need not contain a
     line end, and then of the first line; what it says of some octets holds for more of them.
     """
-    return "the client speaks TLS" if policy.tls == "refuse" and first.startswith(_TLS_RECORD) else None
+    return endings.SPEAKS_TLS if policy.tls == "refuse" and first.startswith(_TLS_RECORD) else None
 
 
-def foreign_command(command: Command) -> str | None:
+def foreign_command(command: Command) -> Reason | None:
     """Whether a client whose first command is `command` is a browser that somebody aimed at us (NAT slipstreaming,
     ALPACA: docs/protocol.md, "no FTP client"): then the reason to close without a word."""
-    return "the client speaks HTTP" if command.verb in HTTP_VERBS else None
+    return endings.SPEAKS_HTTP if command.verb in HTTP_VERBS else None

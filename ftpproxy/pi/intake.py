@@ -14,9 +14,11 @@ from typing import NamedTuple
 from attrs import define, field
 
 from ..freezing import GIVEN
+from ..reasons import Reason
 from ..wire.command import Command, parse_command
 from ..wire.lines import OVERLONG, LineBuffer
 from ..wire.telnet import TelnetFilter
+from . import endings
 from .filter import Patience, Refusal, foreign_command, foreign_octets
 from .policy import Policy
 
@@ -30,7 +32,7 @@ MOST_EMPTY_LINES = 10
 class Ending(NamedTuple):
     """The session is to end."""
 
-    reason: str
+    reason: Reason
     silent: bool = False
     """Without a reply; else with a 421."""
 
@@ -80,22 +82,22 @@ class Intake:
             if line is OVERLONG:
                 self._overlong_lines += 1
                 if self._overlong_lines > 1:
-                    return Ending("Command lines are too long.")
+                    return Ending(endings.LONG_LINES)
                 return Refusal(500, "The command line is too long.")
             command = parse_command(line)
             if command.verb:
                 return self._ending(command, logged_in) or command
             self._empty_lines += 1
             if self._empty_lines > MOST_EMPTY_LINES:
-                return Ending("Too many empty lines.")
+                return Ending(endings.EMPTY_LINES)
 
     def _ending(self, command: Command, logged_in: bool) -> Ending | None:
         self._empty_lines = 0
         self._commands_seen += 1
         if self._commands_seen == 1 and (reason := foreign_command(command)):
             return Ending(reason, silent=True)
-        text = self.patience.command(command.verb, logged_in=logged_in)
-        return Ending(text) if text else None
+        reason = self.patience.command(command.verb, logged_in=logged_in)
+        return Ending(reason) if reason else None
 
     def clock_due(self) -> bool:
         """Whether a line has begun and no clock was started for it: one is to be started now."""

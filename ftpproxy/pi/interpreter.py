@@ -34,15 +34,17 @@ from ..routes import Route
 from ..wire import feat
 from ..wire.command import Command
 from ..wire.lines import OVERLONG, LineBuffer
-from ..wire.reply import NotAReply, ReplyLine, mended, reply
+from ..wire.reply import NotAReply, ReplyLine, reply
 from ..wire.telnet import SYNCH, TelnetFilter
-from .actions import Action, Arm, Chunk, Hangup, Need, Timer
+from . import endings
+from .actions import Action, Arm, Chunk, Hangup, LoginFailed, Need, Timer
 from .collector import ENDPOINT_CODES, ReplyCollector, ReplyTooLong
 from .dialogue import NO_COMMAND, Dialogue
-from .filter import CommandFilter, Refusal, filter_of
+from .filter import CommandFilter, Refusal, filter_of, refuses_login
 from .handover import HandOver
 from .intake import LONGEST_COMMAND, Ending, Intake
 from .ledger import Turn
+from .masking import user_name
 from .negotiation import Negotiation, Translate
 from .policy import Policy, Timeouts
 from .security import Passage, PlainText
@@ -173,19 +175,19 @@ class ProtocolInterpreter:
         elif timer is Timer.ABORTED:
             self._transfers.aborted = False
         elif timer is Timer.ENDING:
-            self._hang_up("the server said 421 and did not close")
+            self._hang_up(endings.NOT_CLOSED)
         elif timer is Timer.GREETING and self._dialogue.ledger.owes(Kind.GREETING):
-            self.dismiss("The server did not greet in time.")
+            self.dismiss(endings.GREETING_TIMEOUT)
         elif timer is Timer.LOGIN and self._policy.require_login and not (self._logged_in or self._passage):
-            self.dismiss("Login took too long.")
+            self.dismiss(endings.LOGIN_TIMEOUT)
         elif timer is Timer.LINE and self._intake.overdue and self._passage is None:
-            self.dismiss("The command line took too long.")
+            self.dismiss(endings.LINE_TIMEOUT)
 
-    def dismiss(self, text: str) -> None:
-        """End the session: 421 with this text to the client, then `Hangup`."""
+    def dismiss(self, reason: str) -> None:
+        """End the session: 421 with this text (mostly a `Reason`) to the client, then `Hangup`."""
         if not self._over:
-            self._dialogue.say(421, text)
-            self._hang_up(text)
+            self._dialogue.say(421, reason)
+            self._hang_up(reason)
 
     def path_opened(self, announced: Mapping[Side, Endpoint], *, ready: bool, reports_end: bool = True) -> None:
         """The path of the last `OpenPath` stands.  For `ready` and `reports_end` see `dtp.plane.Path`."""
@@ -240,7 +242,7 @@ class ProtocolInterpreter:
         ledger = self._dialogue.ledger
         if isinstance(taken, Refusal):
             if ledger.admits(Kind.ORDINARY):
-                self._dialogue.answer(*taken)
+                self._dialogue.refuse(NO_COMMAND, taken)
                 return True
             return False
         kind = kind_of(taken.verb)
@@ -269,7 +271,7 @@ class ProtocolInterpreter:
                 return
             command = user
         if (refusal := self._refusal(command, kind)) is not None:
-            self._dialogue.answer(*refusal)
+            self._dialogue.refuse(command, refusal, logged_in=self._logged_in)
             self._lose_patience(command, refusal.code)
         elif kind is Kind.PASSIVE:
             self._negotiation.passive(command, logged_in=self._logged_in)
@@ -289,7 +291,7 @@ class ProtocolInterpreter:
 
     def _client_gone(self) -> None:
         if not self._dialogue.ledger.owes(Kind.ENDING):  # after QUIT the replies are still wanted
-            self._hang_up("the client closed")
+            self._hang_up(self._closed(CLIENT))
 
     # From the server
 
@@ -306,9 +308,9 @@ class ProtocolInterpreter:
                     return Need.PEER
                 return Need.DATA
             if line is OVERLONG:
-                self.dismiss("The server sent a line that is too long.")
+                self.dismiss(endings.LONG_LINE)
             elif self._dismissed:
-                self._say_as_it_is(line)
+                self._dialogue.pass_by(line)
             elif line or self._collector.inside:  # empty lines between replies are nothing
                 self._reply_line(line)
         return Need.PEER
@@ -322,7 +324,7 @@ class ProtocolInterpreter:
         except NotAReply:
             self._not_a_reply(line)
         except ReplyTooLong:
-            self.dismiss("The server sent a reply that is too long.")
+            self.dismiss(endings.LONG_REPLY)
         else:
             if last is not None:
                 self._complete(last, lines)
@@ -332,16 +334,11 @@ class ProtocolInterpreter:
     def _not_a_reply(self, line: bytes) -> None:
         turn = self._dialogue.ledger.head
         if self._policy.greeting == "strict" or (turn is not None and turn.kind in (Kind.PASSIVE, Kind.ACTIVE)):
-            self.dismiss("The server does not speak FTP.")
+            self.dismiss(endings.NO_FTP)
             return
-        self._say_as_it_is(line)
+        self._dialogue.pass_by(line)
         if turn is not None:
             self._dialogue.end(turn)
-
-    def _say_as_it_is(self, line: bytes) -> None:
-        """A line that answers nothing: no endpoint, and nothing that ends a line but its end."""
-        if line[:3] not in map(b"%d".__mod__, ENDPOINT_CODES):
-            self._dialogue.pass_on([mended(line) + b"\r\n"])
 
     def _complete(self, judged: ReplyLine, lines: list[bytes]) -> None:
         """The last line of a reply has come: whose is it?"""
@@ -399,27 +396,29 @@ class ProtocolInterpreter:
             self._transfers.drop("AUTH")
             self._passage = Passage(code)
             if self._held is not None:
-                self._hang_up("the client sent plain text behind AUTH")
+                self._hang_up(endings.plain_text(CLIENT))
         self._dialogue.end(turn)
         if turn.kind is Kind.LOGIN:
             self._lose_patience(turn.command, code)
 
     def _login_answered(self, turn: Turn, code: int) -> None:
         if turn.command.verb == b"USER":
-            self._transfers.user = turn.command.argument
+            self._transfers.user = user_name(turn.command.argument)
         if code in (230, 232) or (code == 202 and turn.command.verb != b"USER"):
             self._logged_in = True
         elif turn.command.verb == b"USER" and 300 <= code < 400:
             self._logged_in = False
 
     def _lose_patience(self, command: Command, code: int) -> None:
-        if text := self._intake.patience.login_answered(command.verb, code):
-            self.dismiss(text)
+        if refuses_login(command.verb, code):
+            self._dialogue.act(LoginFailed(self._transfers.user))
+            if reason := self._intake.patience.login_failed():
+                self.dismiss(reason)
 
     def _server_gone(self) -> None:
         if not self._dismissed and self._dialogue.ledger.owes(Kind.GREETING):
             self._dialogue.say(421, "The server closed the connection.")
-        self._hang_up("the server closed")
+        self._hang_up(self._closed(SERVER))
 
     # Both
 
@@ -433,10 +432,13 @@ class ProtocolInterpreter:
             if buffer:
                 out.append(Chunk(passage.carry(side, buffer)))
         except PlainText:
-            self._hang_up(f"the {side} sent plain text behind AUTH")
+            self._hang_up(endings.plain_text(side))
         if ended:
-            self._hang_up(f"the {side} closed")
+            self._hang_up(self._closed(side))
         return Need.DATA
+
+    def _closed(self, side: Side) -> str:
+        return endings.closed(side, quit=self._dialogue.ledger.quit, dismissed=self._dismissed)
 
     def _hang_up(self, reason: str) -> None:
         if not self._over:

@@ -65,6 +65,8 @@ class Ledger:
     _turns: deque[Turn] = field(init=False, factory=deque)
     _out_of_band: deque[Turn] = field(init=False, factory=deque)
     _octets: int = field(init=False, default=0)
+    quit: bool = field(init=False, default=False)
+    """The client has said QUIT to the server."""
 
     def __len__(self) -> int:
         return len(self._turns) + len(self._out_of_band)
@@ -123,10 +125,12 @@ class Ledger:
 
     def add(self, turn: Turn) -> None:
         self._octets += len(turn.command.line)
+        self.quit |= turn.kind is Kind.ENDING
         self._turns.append(turn)
 
     def add_out_of_band(self, turn: Turn) -> None:
         self._octets += len(turn.command.line)
+        self.quit |= turn.kind is Kind.ENDING
         self._out_of_band.append(turn)
 
     def begins(self, code: int, *, lenient: bool) -> bool:

@@ -28,14 +28,17 @@ from attrs import define, field, frozen
 
 from ..endpoints import IPAddress, Side
 from ..freezing import GIVEN
+from ..reasons import Code
 from ..wire.command import Command, parse_command
 from ..wire.lines import OVERLONG, LineBuffer
 from ..wire.reply import NotAReply, ReplyLine, ReplyReader, reply
 from ..wire.telnet import TelnetFilter
-from .actions import Arm, Chunk, Hangup, Need, Timer
+from . import endings
+from .actions import Arm, Chunk, Denied, Hangup, Need, Timer
 from .destinations import Target
 from .filter import filter_of
 from .handover import HandOver
+from .masking import loggable
 from .policy import Policy, Timeouts
 from .verbs import HTTP_VERBS
 from .wishes import Answer, LoginSettings, Outcome, Verify, Wish, Wishes
@@ -63,7 +66,7 @@ class LetGo:
     """Close the connection to the server; the client stays."""
 
 
-LoginAction = Dial | Verify | LetGo | HandOver | Arm | Hangup
+LoginAction = Dial | Verify | LetGo | HandOver | Arm | Hangup | Denied
 
 
 @define(init=False, eq=False)
@@ -125,7 +128,7 @@ class LoginInterpreter:
                 self._server_ended = True
             return
         if side is CLIENT and not self._verbs and not len(self._commands) and octets.startswith(b"\x16"):
-            self._hang_up("the client speaks TLS")
+            self._hang_up(endings.SPEAKS_TLS)
         octets, answer = self._telnet[side].feed(octets)
         if answer:
             self._out[side].append(Chunk(answer))
@@ -147,15 +150,15 @@ class LoginInterpreter:
     def timer(self, timer: Timer) -> None:
         """A clock that was armed has run down."""
         if timer is Timer.LOGIN:
-            self.dismiss("Login took too long.")
+            self.dismiss(endings.LOGIN_TIMEOUT)
         elif timer is Timer.GREETING and self._connected and not self._over:
             self._fail("The server did not answer in time.")
 
-    def dismiss(self, text: str) -> None:
-        """End it: 421 with this text to the client, then `Hangup`."""
+    def dismiss(self, reason: str) -> None:
+        """End it: 421 with this text (mostly a `Reason`) to the client, then `Hangup`."""
         if not self._over:
-            self._say(421, text)
-            self._hang_up(text)
+            self._say(421, reason)
+            self._hang_up(reason)
 
     def admits(self, address: IPAddress) -> bool:
         """Whether `address`, which the target of the last `Dial` is or was found to have, may be called."""
@@ -182,7 +185,7 @@ class LoginInterpreter:
         self._busy = False
         self._failures += not right
         if self._failures >= self._policy.login_attempts:
-            self.dismiss("Too many failed logins.")
+            self.dismiss(endings.FAILED_LOGINS)
         else:
             self._take(self._wishes.verified(right))
 
@@ -195,13 +198,13 @@ class LoginInterpreter:
             line = self._commands.next_line()
             if line is None:
                 if self._client_ended:
-                    self._hang_up("the client closed")
+                    self._hang_up(endings.closed(CLIENT, quit=False, dismissed=False))
                     return Need.PEER
                 return Need.DATA
             if line is OVERLONG:
                 self._overlong += 1
                 if self._overlong > 1:
-                    self.dismiss("Command lines are too long.")
+                    self.dismiss(endings.LONG_LINES)
                 else:
                     self._say(500, "The command line is too long.")
                 continue
@@ -212,7 +215,7 @@ class LoginInterpreter:
         verb, argument = command.verb, command.argument
         self._verbs += 1
         if self._verbs == 1 and verb in HTTP_VERBS:
-            self._hang_up("the client speaks HTTP")
+            self._hang_up(endings.SPEAKS_HTTP)
         elif b"\0" in command.line or b"\r" in command.line:
             self._refuse(501, "The command line contains CR or NUL.")
         elif verb == b"USER":
@@ -227,7 +230,7 @@ class LoginInterpreter:
             self._take(self._wishes.host(argument))
         elif verb == b"QUIT":
             self._say(221, "Goodbye.")
-            self._hang_up("the client quit")
+            self._hang_up(endings.QUIT)
         elif verb == b"REIN":
             self._wishes.reset()
             self._say(220, "FTP proxy ready.")
@@ -251,12 +254,14 @@ class LoginInterpreter:
             self._busy = True
             self._act(outcome)
         elif outcome.user and (refusal := filter_of(self._policy).judge(_command(b"USER", outcome.user))):
+            self._act(Denied(loggable(b"USER " + outcome.user), refusal.rule, refusal.by))
             self._say(refusal.code, refusal.text)
         elif (server := self._settings.mapped(outcome.target)) is not None:
             self._dial(outcome, Target(str(server.host), server.port))
         elif self._settings.destinations.admits(outcome.target):
             self._dial(outcome, outcome.target)
         else:
+            self._act(Denied(str(outcome.target).encode(), "destinations", Code.POLICY_DESTINATION))
             self._refuse(530, "That server is not allowed here.")
 
     def _dial(self, wish: Wish, target: Target) -> None:
@@ -339,7 +344,7 @@ class LoginInterpreter:
     def _refuse(self, code: int, text: str) -> None:
         self._refusals += 1
         if self._refusals >= self._policy.unknown_verbs:
-            self.dismiss("Too many commands that make no sense here.")
+            self.dismiss(endings.SENSELESS_COMMANDS)
         else:
             self._say(code, text)
 

@@ -18,7 +18,7 @@ import re
 
 from .filter import KNOWN
 
-__all__ = ["LONGEST_LOGGED", "MASK", "loggable"]
+__all__ = ["LONGEST_LOGGED", "MASK", "loggable", "user_name"]
 
 LONGEST_LOGGED = 300
 """Octets."""
@@ -45,6 +45,11 @@ def loggable(command_line: bytes, *, logged_in: bool = False) -> bytes:
     if text != command_line and shown == text and _masked(command_line, True) != command_line:
         shown = MASK  # only by another reading of the Telnet in it is there a secret
     return shown if len(shown) <= LONGEST_LOGGED else shown[: LONGEST_LOGGED - 3] + b"..."
+
+
+def user_name(argument: bytes) -> bytes:
+    """The argument of USER without what is secret; at most 300 octets."""
+    return loggable(b"USER " + argument)[5:].strip()
 
 
 def _masked(text: bytes, logged_in: bool) -> bytes:

@@ -27,13 +27,15 @@ from attrs import define, field
 from ..endpoints import ANY_PORT, Endpoint, Side
 from ..freezing import GIVEN
 from ..paths import Await, Call, Leg, PathSpec
+from ..reasons import Code
 from ..routes import Route
 from ..wire import hostport
 from ..wire.command import Command
 from ..wire.reply import ReplyLine
-from .actions import Arm, Chunk, OpenPath, Timer
+from .actions import Arm, Chunk, Denied, OpenPath, Timer
 from .collector import ENDPOINT_CODES
 from .dialogue import Dialogue
+from .filter import Refusal
 from .ledger import Turn
 from .policy import Policy, Timeouts, active_refusal, passive_refusal
 from .transfers import Transfers
@@ -152,7 +154,7 @@ class Negotiation:
         elif self._refused(command.verb, logged_in):
             pass
         elif refusal := active_refusal(self._policy, named, peer):
-            self._dialogue.answer(*refusal)
+            self._dialogue.refuse(command, Refusal(*refusal, by=Code.POLICY_PORT))
         else:
             self._begin(command, Call(Endpoint(peer, named.port), self._route.orig_server.at(self._active_source_port)))
 
@@ -234,7 +236,10 @@ class Negotiation:
         elif judged.code == 229:
             extended = hostport.parse_229(judged.text)
             where = extended[1] if extended else None
-        if where is None or passive_refusal(self._policy, where):
+        if where is not None and passive_refusal(self._policy, where):
+            self._dialogue.act(Denied(judged.line, "min_data_port", Code.POLICY_PORT))
+            where = None
+        if where is None:
             self._no_data_connection("The server named no usable data port.")
         else:
             self._open(set_up, Call(self._route.server.at(where), self._route.proxy.at(ANY_PORT)))

@@ -127,12 +127,14 @@ class Timeouts:
     """How long a 227 waits for our own call to the server's data port to be answered."""
 
 
-def active_refusal(policy: Policy, named: Endpoint, client: IPAddress) -> tuple[int, str] | None:
-    """Why `named`, the argument of PORT or EPRT of a client at `client`, is refused: code and text; else None."""
+def active_refusal(policy: Policy, named: Endpoint, client: IPAddress) -> tuple[int, str, str] | None:
+    """Why `named`, the argument of PORT or EPRT of a client at `client`, is refused: code, text and rule; else None."""
     if policy.port_address == "same" and named.host != client:
-        return 501, "The address is not that of the control connection."
-    if named.port < policy.min_data_port or named.port in policy.deny_data_ports:
-        return 504, "Data connections to that port are not allowed."
+        return 501, "The address is not that of the control connection.", "port_address"
+    if named.port < policy.min_data_port:
+        return 504, "Data connections to that port are not allowed.", "min_data_port"
+    if named.port in policy.deny_data_ports:
+        return 504, "Data connections to that port are not allowed.", "deny_data_ports"
     return None
 
 

@@ -17,9 +17,11 @@ from ftpproxy.pi.filter import (
     UNTRANSLATED,
     CommandFilter,
     Patience,
+    Refusal,
     filter_of,
     foreign_command,
     foreign_octets,
+    refuses_login,
     verbs_of,
 )
 from ftpproxy.pi.policy import CommandName, CommandRule, NetworkRule, Policies, Policy
@@ -172,13 +174,13 @@ def test_an_anonymous_only_service_lets_nobody_else_try(name: bytes) -> None:
 @pytest.mark.parametrize("name", [b"joe", b"", b"ftpd", b"joe ftp", b"ftp joe", b"anonymous@host"])
 def test_an_anonymous_only_service_names_the_reason(name: bytes) -> None:
     refusal = CommandFilter(Policy(anonymous_only=True)).judge(parse_command(b"USER " + name))
-    assert refusal == (530, "Only anonymous FTP is allowed.")
+    assert refusal == Refusal(530, "Only anonymous FTP is allowed.", "anonymous_only")
 
 
 def test_refused_tls_leaves_the_session_usable() -> None:
     """Item 115: AUTH gets 502, and nothing of it is shown in FEAT (item 53)."""
     refusing = CommandFilter(Policy(tls="refuse", commands=(rule("allow *"),)))
-    assert refusing.judge(parse_command(b"AUTH TLS")) == (502, "TLS is not available here.")
+    assert refusing.judge(parse_command(b"AUTH TLS")) == Refusal(502, "TLS is not available here.", "tls")
     assert [code(line, tls="refuse") for line in (b"PBSZ 0", b"PROT P", b"CCC", b"USER a")] == [503, 503, 503, 0]
     assert refusing.refused >= {b"AUTH", b"PBSZ", b"PROT", b"CCC"}
     assert b"EPSV" not in refusing.refused
@@ -235,16 +237,16 @@ def test_all_sessions_share_a_filter() -> None:
 
 def test_logins_that_fail_end_the_session() -> None:
     """Item 139: after `login_attempts` failures, whichever command they answer."""
+    answers = [(b"USER", 331), (b"PASS", 530), (b"USER", 530), (b"NOOP", 530), (b"PASS", 230), (b"ACCT", 430)]
+    assert [refuses_login(*answer) for answer in answers] == [False, True, True, False, False, True]
     patience = Patience(Policy(login_attempts=3))
-    answers = [(b"USER", 331), (b"PASS", 530), (b"USER", 530), (b"NOOP", 530), (b"PASS", 230), (b"PASS", 503)]
-    assert [patience.login_answered(*answer) for answer in answers] == [None] * 6
-    assert patience.login_answered(b"ACCT", 430) == "Too many failed logins."
+    assert [patience.login_failed() for _ in range(3)] == [None, None, "Too many failed logins."]
 
 
 def test_five_failures_are_the_default() -> None:
     """Item 139."""
     patience = Patience(Policy())
-    assert [patience.login_answered(b"PASS", 530) is not None for _ in range(5)] == [False] * 4 + [True]
+    assert [patience.login_failed() is not None for _ in range(5)] == [False] * 4 + [True]
 
 
 def test_unknown_verbs_before_login_end_the_session() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftpproxy.endpoints import Endpoint, Side, parse_address
-from ftpproxy.pi.actions import Arm, Hangup, Need, Timer
+from ftpproxy.pi.actions import Arm, Denied, Hangup, Need, Timer
 from ftpproxy.pi.destinations import Destination, Destinations, Target, parse_target
 from ftpproxy.pi.handover import HandOver, Naming
 from ftpproxy.pi.interpreter import ProtocolInterpreter
@@ -43,7 +43,7 @@ class Stage:
     def pump(self, side: Side) -> bytes:
         for each in (S, C, S, C):
             while not isinstance(action := self.login.next_action(each), Need):
-                if not isinstance(action, Arm):
+                if not isinstance(action, Arm | Denied):
                     self.actions.append(action)
             self.needs[each] = action
         return b"".join(chunk.octets for chunk in self.login.take_output(side))
