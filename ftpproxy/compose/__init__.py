@@ -24,6 +24,7 @@ from ..doors import Doors
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
+from ..pf.natlook import NatlookError
 from ..privileges import PrivilegeError
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
@@ -31,7 +32,7 @@ from ..table import Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
 from . import process
-from .services import Shared, compose
+from .services import Shared, compose, open_lookup
 
 __all__ = ["run"]
 
@@ -72,6 +73,8 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
     except CannotListen as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
+    except NatlookError as error:
+        return _fail(str(error), EX_NOPERM if isinstance(error.__cause__, PermissionError) else EX_UNAVAILABLE)
     except process.NoSuchUser as error:
         return _fail(str(error), EX_CONFIG)
     except PrivilegeError as error:
@@ -109,7 +112,8 @@ async def _serve(
     errands = Errands(board)
     xferlog = _xferlog(config)
     doors = Doors(board)
-    shared = Shared(board, doors, elements, announcer, errands, xferlog)
+    lookup = open_lookup(config)
+    shared = Shared(board, doors, elements, announcer, errands, xferlog, lookup)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
@@ -138,6 +142,8 @@ async def _serve(
         doors.close()
         if elements is not None:
             elements.close()
+        if lookup is not None:
+            lookup.close()
         board.close()
         if xferlog is not None:
             xferlog.close()

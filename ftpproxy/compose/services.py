@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from attrs import frozen
 
 from .. import netfilter
 from ..announce import OWN, Announcements, Announcer, File, Interface, Name, Told
-from ..config import Announce, AnnounceFrom, GatewayConfig, ServiceConfig
+from ..config import Announce, AnnounceFrom, Config, GatewayConfig, ServiceConfig
 from ..doors import Doors
 from ..dtp.nft import NftPlane
 from ..dtp.plane import DataPlane
@@ -16,7 +18,9 @@ from ..errands import Errands
 from ..intercept.direct import DirectGate
 from ..intercept.interceptor import Gate, PortRange
 from ..intercept.linux import AutoGate, RedirectGate, TproxyGate
+from ..intercept.pf import DivertGate, Lookup, RdrGate
 from ..passwords import Users
+from ..pf.natlook import DevPf, native_layout
 from ..pi.destinations import Destinations
 from ..pi.wishes import LoginSettings
 from ..reception import Gateway
@@ -25,7 +29,7 @@ from ..switchboard import Switchboard
 from ..terms import Terms
 from ..xferlog import Xferlog
 
-__all__ = ["Shared", "compose"]
+__all__ = ["Shared", "compose", "open_lookup"]
 
 
 @frozen
@@ -39,11 +43,13 @@ class Shared:
     announcer: Announcer
     errands: Errands
     xferlog: Xferlog | None
+    lookup: Lookup | None = None
+    """Knows whom clients called that pf redirected; None where no service is."""
 
 
 def compose(config: ServiceConfig, shared: Shared) -> Service:
     """Raises `BadUsersFile`."""
-    gate = _gate(config, shared.doors, shared.elements)
+    gate = _gate(config, shared)
     return Service(
         terms=Terms(
             service=config.name,
@@ -144,12 +150,26 @@ def _element_seconds(config: ServiceConfig) -> float:
     return max(netfilter.ELEMENT_SECONDS, 2 * config.timeouts.data_setup + 60)
 
 
-def _gate(config: ServiceConfig, doors: Doors, elements: netfilter.Elements | None) -> Gate:
-    if config.intercept == "tproxy":
-        return TproxyGate(doors)
-    if config.intercept == "redirect":
-        assert elements is not None
-        return RedirectGate(elements, doors, seconds=_element_seconds(config))
-    if config.intercept == "auto":
-        return AutoGate(elements, doors, seconds=_element_seconds(config))
-    return DirectGate(doors)
+def _gate(config: ServiceConfig, shared: Shared) -> Gate:
+    redirection = config.redirection_on(sys.platform)
+    if config.intercept == "auto" and sys.platform == "linux":
+        return AutoGate(shared.elements, shared.doors, seconds=_element_seconds(config))
+    if redirection == "tproxy":
+        return TproxyGate(shared.doors)
+    if redirection == "redirect":
+        assert shared.elements is not None
+        return RedirectGate(shared.elements, shared.doors, seconds=_element_seconds(config))
+    if redirection == "rdr":
+        assert shared.lookup is not None
+        return RdrGate(shared.lookup, shared.doors, called_directly=config.mode == "reverse")
+    if redirection == "divert":
+        return DivertGate(shared.doors)
+    return DirectGate(shared.doors)
+
+
+def open_lookup(config: Config) -> DevPf | None:
+    """What `rdr` needs, opened while we may; None where no service has it.  Raises `NatlookError`."""
+    layout = native_layout(sys.platform)
+    if layout is None or all(service.redirection_on(sys.platform) != "rdr" for service in config.services):
+        return None
+    return DevPf(layout)
