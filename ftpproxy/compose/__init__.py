@@ -14,7 +14,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -30,6 +31,7 @@ from ..doors import Doors
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
+from ..pf import EngineError
 from ..pf.natlook import NatlookError
 from ..privileges import PrivilegeError
 from ..server import CannotListen, Server
@@ -41,6 +43,9 @@ from . import process
 from .control import open_control
 from .services import Shared, compose, open_lookup
 
+if TYPE_CHECKING:
+    from ..pf.client import Engine
+
 __all__ = ["run"]
 
 EX_OK, EX_UNAVAILABLE, EX_NOPERM, EX_CONFIG = 0, 69, 77, 78
@@ -51,6 +56,9 @@ DESCRIPTORS_A_SESSION = 10
 
 SECONDS_FOR_ANOTHER = 2.0
 """How long another process with our table may take to start."""
+
+Orders = Mapping[signal.Signals, Callable[[], object]]
+"""What to do at which signal."""
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +72,20 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
     passed, supervisor = inherited(), Supervisor.from_environment()
     most = {service.name: service.limits.sessions for service in config.services}
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format, most)
-    if any("pf" in service.planes for service in config.services):
-        return _fail('the plane "pf" cannot be served yet', EX_UNAVAILABLE)
     _spare_the_collector()
     _raise_descriptor_limit(config)
     claim: Claim | None = None
+    engine: Engine | None = None
     try:
         claim = _claim(config)
-        return trio.run(_serve, config, claim, passed, supervisor, ready, file and os.path.abspath(file))
+        engine = _engine(config)
+        return trio.run(_serve, config, claim, engine, passed, supervisor, ready, file and os.path.abspath(file))
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
         return _fail(str(error), EX_UNAVAILABLE)
+    except EngineError as error:
+        return _fail(str(error), EX_NOPERM if error.denied else EX_UNAVAILABLE)
     except BadUsersFile as error:
         return _fail(str(error), EX_CONFIG)
     except CannotListen as error:
@@ -88,8 +98,19 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
     except PrivilegeError as error:
         return _fail(str(error), EX_NOPERM)
     finally:
+        if engine is not None:
+            engine.close()
         if claim is not None:
             claim.close()
+
+
+def _engine(config: Config) -> Engine | None:
+    """The pf engine where a service needs it, while we are still root.  Raises `EngineError`."""
+    if not any("pf" in service.planes for service in config.services):
+        return None
+    from ..pf.client import start
+
+    return start()
 
 
 def _claim(config: Config) -> Claim | None:
@@ -110,6 +131,7 @@ def _fail(text: str, code: int) -> int:
 async def _serve(
     config: Config,
     claim: Claim | None,
+    engine: Engine | None,
     passed: Sequence[Inherited],
     supervisor: Supervisor,
     ready: Callable[[], None],
@@ -122,7 +144,7 @@ async def _serve(
     xferlog = _xferlog(config)
     doors = Doors(board)
     lookup = open_lookup(config)
-    shared = Shared(board, doors, elements, announcer, errands, xferlog, lookup)
+    shared = Shared(board, doors, elements, engine, announcer, errands, xferlog, lookup)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
@@ -151,7 +173,7 @@ async def _serve(
             if address is not None:
                 desk = Desk(server, Facts(file, started=time.time()))
                 nursery.start_soon(Hall(address, desk).run)
-            await server.run({signal.SIGTERM: terminate})
+            await _run(server, {signal.SIGTERM: terminate}, engine, board)
             nursery.cancel_scope.cancel()
         vitals.stopping("stopping")
     finally:
@@ -163,6 +185,8 @@ async def _serve(
                 plane.close()
             service.gate.close()
         doors.close()
+        if engine is not None:
+            engine.close()
         if elements is not None:
             elements.close()
         if lookup is not None:
@@ -171,6 +195,19 @@ async def _serve(
         if xferlog is not None:
             xferlog.close()
     return EX_OK
+
+
+async def _run(server: Server, orders: Orders, engine: Engine | None, board: Switchboard) -> None:
+    """Serve, as long as there is the engine that some services need.  Raises `EngineError`."""
+    if engine is None:
+        await server.run(orders)
+        return
+    with trio.CancelScope() as scope:
+        engine.attach(board, lambda _: scope.cancel())
+        await server.run(orders)
+    if engine.over:
+        event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
+        raise EngineError(f"{engine.over}; the service cannot go on without it")
 
 
 def _xferlog(config: Config) -> Xferlog | None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ..pi.policy import CommandRule
-from .checks import check_control, check_service, check_together
+from .beside import check_control
+from .checks import check_service, check_together
 from .reading import Found, key_path, read
 from .systems import check_system
 from .tables import GENERAL, CommandRuleTable, ServiceTable, keys

@@ -5,9 +5,7 @@ Each check yields the place and one sentence that says what to do about it.
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from itertools import combinations
@@ -18,9 +16,9 @@ from ..pi.filter import UNTRANSLATED, verbs_of
 from ..pi.policy import IPNetwork, Policy
 from .reading import Found, Where
 from .tables import ServiceTable
-from .values import DEFAULT_CONTROL, Announce, AnnounceFrom, ControlConfig, GatewayConfig, PfConfig, ServiceConfig
+from .values import Announce, AnnounceFrom, GatewayConfig, PfConfig, ServiceConfig
 
-__all__ = ["check_control", "check_service", "check_together"]
+__all__ = ["check_service", "check_together"]
 
 FLOORS = {"idle": (300.0, "5m"), "data_setup": (30.0, "30s")}
 """Seconds below which a time breaks honest peers: RFC 1123 section 4.1.3.2 (a server waits five minutes for the next
@@ -29,9 +27,6 @@ command, so must we) and RFC 6384 section 12 (half a minute for a data connectio
 MOST_SESSIONS = 1_000_000
 """A session needs descriptors, and the kernel has no more for a process (fs.nr_open)."""
 
-
-LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
-"""Octets: sun_path without its NUL (unix(7): 108; sys/un.h of the BSDs: 104)."""
 
 LEAST_REFRESH = 1.0
 """Seconds: nameservers would not like it more often."""
@@ -75,16 +70,6 @@ def _pf(service: ServiceTable) -> Iterator[Found]:
         yield ("pf",), 'is about the plane "pf", which is not in planes'
     for key, why in problems(_rules_of(service.pf)):
         yield ("pf", key), why
-
-
-def check_control(control: ControlConfig) -> Iterator[Found]:
-    """Places are relative to the table."""
-    if control.socket and (not control.socket.startswith("/") or "\0" in control.socket):
-        yield ("socket",), f'is the absolute path of a socket, such as "{DEFAULT_CONTROL}", or "" for none'
-    elif (octets := len(os.fsencode(control.socket))) > LONGEST_SOCKET:
-        yield ("socket",), f"has {octets} octets; the path of a unix socket has at most {LONGEST_SOCKET}"
-    if not control.group:
-        yield ("group",), 'is the name of a group, such as "ftpproxy"'
 
 
 def _numbers(service: ServiceTable) -> Iterator[Found]:
