@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from attrs import evolve
+
 from .carried import Carried, Opening
 from .dtp.plane import Path, Pending
 from .endpoints import Endpoint, Side
@@ -24,13 +26,14 @@ from .intercept.interceptor import GateError
 from .paths import Direction, Tally
 from .pi.actions import DropPath, EndTransfer, OpenPath, SettlePath, StartPath
 from .pi.interpreter import ProtocolInterpreter
-from .reasons import Code, fields
+from .reasons import Code, Reason, fields
 from .records import CarriageRecord, CarriedRecord
 from .switchboard import Switchboard
 from .terms import Terms
 
 __all__ = ["Carriage", "Principal"]
 
+LOST = Reason(Code.DATA_CUT, "not followed beyond a restart")
 MOST_PATHS = 8
 """Data connections alive at once: the next transfer's, and those that are on the way to their own end."""
 
@@ -57,7 +60,7 @@ class _Gone:
     """The path of what has ended, or was lost, before this process."""
 
     announced: Mapping[Side, Endpoint] = MappingProxyType({})
-    ready = reports_end = True
+    ready = reports_end = counts_at_once = True
 
     def start(self, direction: Direction) -> None: ...
 
@@ -251,24 +254,31 @@ class Carriage:
         """Write it down for a successor; it is of no further use here."""
         known = list(dict.fromkeys([*self._carried.values(), *filter(None, [self._transfer])]))
         return CarriageRecord(
-            carried=tuple(
-                CarriedRecord(
-                    carried=freeze(each),
-                    path=each.path.leave(estate) if each.path in self._carried else None,
-                    open=each is self._open,
-                    transfer=each is self._transfer,
-                )
-                for each in known
-            ),
+            carried=tuple(self._written_down(each, estate) for each in known),
+            opening=self._opening.spec if self._opening is not None else None,
             fell_back=self._fell_back,
             transfers=self.transfers,
         )
 
-    def inherit(self, record: CarriageRecord, inheritance: Inheritance) -> list[Carried]:
-        """Go on with what a predecessor has left.  Returns what cannot go on: it is to be reported as `lost`.  Raises
-        `Unthawable` where nothing can."""
+    def _written_down(self, carried: Carried, estate: Estate) -> CarriedRecord:
+        path = so_far = None
+        if carried.path in self._carried:
+            so_far = carried.path.so_far()
+            path = carried.path.leave(estate)
+        return CarriedRecord(
+            carried=freeze(carried),
+            path=path,
+            so_far=so_far,
+            open=carried is self._open,
+            transfer=carried is self._transfer,
+        )
+
+    def inherit(self, record: CarriageRecord, inheritance: Inheritance) -> Callable[[ProtocolInterpreter | None], None]:
+        """Take up what a predecessor has left.  What is returned is to be called, with the interpreter, when
+        everything else of the session stands: it goes on with what was being opened, and reports what is lost.  Raises
+        `Unthawable`."""
         self._fell_back, self.transfers = record.fell_back, record.transfers
-        lost = []
+        lost: list[tuple[Carried, Tally | None]] = []
         for each in record.carried:
             carried = Carried(_Gone(), "")
             restore(carried, each.carried)
@@ -278,13 +288,23 @@ class Carriage:
                 except (Unthawable, GateError, OSError) as error:
                     what = carried.what or None
                     self._principal.log(logging.WARNING, "data.lost", plane=carried.plane, what=what, reason=error)
-                    lost.append(carried)
+                    lost.append((carried, each.so_far))
                 self._carried[carried.path] = carried
             if each.open:
                 self._open = carried
             if each.transfer:
                 self._transfer = carried
-        return lost
+
+        def go_on(interpreter: ProtocolInterpreter | None) -> None:
+            for carried, so_far in lost:
+                if so_far is not None:
+                    self.finished(carried.path, evolve(so_far, exact=False, reason=LOST))
+                else:
+                    self.failed(carried.path, LOST)
+            if record.opening is not None and interpreter is not None:
+                self._open_path(interpreter, OpenPath(record.opening))
+
+        return go_on
 
     def _inherited(self, name: str, left: Any, inheritance: Inheritance) -> Path:
         for plane in self._terms.planes:
@@ -293,13 +313,6 @@ class Carriage:
                     raise Unthawable("the plane cannot hand such a connection over")
                 return plane.inherit(left, self, inheritance)
         raise Unthawable("the service has this plane no more")
-
-    def lost(self, carried: Carried) -> None:
-        """One that `inherit` has returned."""
-        if len(carried.up) == 2:
-            self.finished(carried.path, Tally(0, 0, 0.0, exact=False, reason="lost at a restart"))
-        else:
-            self.failed(carried.path, "lost at a restart")
 
     # The end
 

@@ -13,6 +13,7 @@ from typing import Any
 from attrs import frozen
 
 from .endpoints import Endpoint, IPAddress, Side
+from .paths import PathSpec, Tally
 from .pi.actions import Timer
 from .pi.login import Dial
 from .pi.wishes import Verify
@@ -45,6 +46,7 @@ class CarriedRecord:
     """What the carriage knows of it."""
     path: Any = None
     """What its plane knows of it; None where it is over, or cannot move."""
+    so_far: Tally | None = None
     open: bool = False
     """The next transfer will use it."""
     transfer: bool = False
@@ -56,6 +58,8 @@ class CarriageRecord:
     """All of them."""
 
     carried: tuple[CarriedRecord, ...] = ()
+    opening: PathSpec | None = None
+    """What a plane has not opened yet; it is asked once more."""
     fell_back: bool = False
     transfers: int = 0
 

@@ -23,27 +23,23 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from functools import partial
 
 from .carriage import Carriage
-from .carried import Carried
 from .channels import MOST_UNSENT, Channel
 from .dial import Dial
 from .endpoints import Endpoint, Side
 from .estate import Estate, Inheritance
 from .freezing import Unthawable, freeze, restore
-from .glance import Glance, load_of, text
-from .log import event
 from .pi.actions import Action, Arm, Chunk, Denied, Hangup, LoginFailed, Need, Timer
 from .pi.handover import HandOver
-from .pi.insight import Insight, insight
 from .pi.interpreter import ProtocolInterpreter
 from .reasons import Code, Reason, code_of
 from .records import End, SessionRecord
 from .routes import Route
 from .switchboard import READ, Switchboard
-from .tap import Tap, Trace
+from .tap import Tap
 from .terms import Terms
+from .watched import Watched
 from .wire.reply import reply
 
 __all__ = ["Session", "Terms"]
@@ -56,7 +52,7 @@ CLIENT, SERVER = Side.CLIENT, Side.SERVER
 log = logging.getLogger(__name__)
 
 
-class Session:
+class Session(Watched):
     """From the accepted client to the last octet of its last data connection."""
 
     __slots__ = (
@@ -77,7 +73,6 @@ class Session:
         "orig_server",
         "over",
         "server",
-        "taps",
     )
 
     def __init__(
@@ -133,11 +128,6 @@ class Session:
                 unanswered=self._unanswered,
                 on_crash=self.crashed,
             )
-
-    @property
-    def service(self) -> str:
-        """The name of the service that it belongs to."""
-        return self._terms.service
 
     # The call to the server
 
@@ -218,16 +208,16 @@ class Session:
             restore(interpreter, record.interpreter)
         self._deadlines = {timer: now + seconds for timer, seconds in record.deadlines.items()}
         self._last_word, self._opened_at = now - record.quiet, now - record.age
-        lost = self.carriage.inherit(record.carriage, inheritance)
+        carriage_goes_on = self.carriage.inherit(record.carriage, inheritance)
         self._interpreter = interpreter
-        self._board.soon(partial(self._go_on, lost), self.crashed)
 
-    def _go_on(self, lost: list[Carried], _: float) -> None:
-        for carried in lost:
-            self.carriage.lost(carried)
-        if not self.over:
-            self._pump()
-        self._gone_if_done()
+        def go_on(_: float) -> None:
+            carriage_goes_on(interpreter)
+            if not self.over:
+                self._pump()
+            self._gone_if_done()
+
+        self._board.soon(go_on, self.crashed)
 
     # Events
 
@@ -444,51 +434,3 @@ class Session:
     def _gone_if_done(self) -> None:
         if self.over and not self._farewell_until and not self.carriage:
             self._ended(self)
-
-    # The log
-
-    def log(self, level: int, name: str, **fields: object) -> None:
-        """An event of this session."""
-        if log.isEnabledFor(level):
-            event(log, level, name, session=self.number, client=self.client, **fields)
-        for tap in self.taps:
-            tap.happened(name, fields)
-
-    # Those who look
-
-    def _look(self) -> Insight | None:
-        return insight(self._interpreter) if self._interpreter is not None else None
-
-    def glance(self) -> Glance:
-        """What it is doing at this moment."""
-        now, view, carried = self._board.now, self._look(), self.carriage.foremost
-        verb, _, file = (view.command if view is not None else b"").partition(b" ")
-        return Glance(
-            session=self.number,
-            service=self.service,
-            state="ending" if self.over else "calling" if view is None else "unread" if view.unread else "open",
-            client=str(self.client),
-            server=str(self.server),
-            age=now - self._opened_at,
-            idle=0.0 if self.carriage.busy else now - self._last_word,
-            user=text(view.user) if view is not None else "",
-            command=text(verb),
-            file=text(file),
-            load=load_of(carried) if carried is not None else None,
-        )
-
-    @property
-    def quiet(self) -> bool:
-        """Whether nothing is under way: no data connection, and no command that the server has to answer."""
-        view = self._look()
-        return not self.carriage and (view is None or not (view.command or view.unread))
-
-    def tap(self, trace: Trace) -> None:
-        """Show `trace` what is said from now on."""
-        view = self._look()
-        within_a_line = view is not None and view.within_a_line
-        self.taps += (Tap(self.number, trace, self._look, within_a_line=within_a_line),)
-
-    def untap(self, trace: Trace) -> None:
-        """It is not wanted any more."""
-        self.taps = tuple(tap for tap in self.taps if tap.trace is not trace)
