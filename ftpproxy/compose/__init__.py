@@ -24,12 +24,13 @@ from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
 from ..privileges import PrivilegeError
+from ..scrape import CannotServe, Scrape
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
 from ..table import Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
-from . import process
+from . import monitoring, process
 from .services import Shared, compose
 
 __all__ = ["run"]
@@ -68,7 +69,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
         return _fail(str(error), EX_UNAVAILABLE)
     except BadUsersFile as error:
         return _fail(str(error), EX_CONFIG)
-    except CannotListen as error:
+    except (CannotListen, CannotServe) as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
     except process.NoSuchUser as error:
@@ -111,6 +112,7 @@ async def _serve(
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
+    scrape: Scrape | None = None
     try:
         server.listen(process.given(passed, config.services))
         if claim is not None:
@@ -119,16 +121,24 @@ async def _serve(
             keep = _Keeper(elements)
             keep(0.0)
             board.sweep(keep, keep.crashed)
+        if config.metrics.listen is not None:
+            scrape = monitoring.scrape(config.metrics, server, services, elements)
         process.drop_privileges(config, table=claim is not None)
         _warn(config)
         vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
-        await server.run()
+        async with trio.open_nursery() as nursery:
+            if scrape is not None:
+                nursery.start_soon(scrape.run)
+            await server.run()
+            nursery.cancel_scope.cancel()
         vitals.stopping("stopping")
     finally:
         server.close()
+        if scrape is not None:
+            scrape.close()
         for service in services:
             for plane in service.terms.planes:
                 plane.close()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pi.policy import CommandRule
-from .checks import check_service, check_system, check_together
+from .checks import check_metrics, check_service, check_system, check_together
 from .reading import Found, key_path, read
 from .tables import GENERAL, CommandRuleTable, ServiceTable, keys
 from .values import (
@@ -34,11 +34,13 @@ from .values import (
     IPNetwork,
     Limits,
     LogConfig,
+    MetricsConfig,
     PfConfig,
     PortSpan,
     Problem,
     ProcessConfig,
     ServiceConfig,
+    UnixPath,
 )
 
 __all__ = [
@@ -51,11 +53,13 @@ __all__ = [
     "IPNetwork",
     "Limits",
     "LogConfig",
+    "MetricsConfig",
     "PfConfig",
     "PortSpan",
     "Problem",
     "ProcessConfig",
     "ServiceConfig",
+    "UnixPath",
     "load",
     "parse",
     "show",
@@ -112,6 +116,8 @@ def parse(text: str, system: str | None = None) -> Config:
     if raw == []:
         found.append((("service",), "at least one [[service]] is needed"))
     found += check_together(services)
+    if (metrics := general["metrics"]) is not None:
+        found += check_metrics(metrics, services)
 
     if found:
         names = _names(raw)

@@ -26,6 +26,7 @@ from .. import sockets
 from ..endpoints import ANY_PORT, Endpoint, Side
 from ..intercept.interceptor import Gate, PortRange, nothing_to_release
 from ..log import event
+from ..metrics import counts
 from ..paths import Await, Call, Leg
 from ..reasons import Code, Reason, call_failed
 from ..switchboard import READ, WRITE, Switchboard, Watch
@@ -175,6 +176,7 @@ class RelayLeg:
                 return
             sockets.close_with_reset(sock)
             event(log, logging.WARNING, "data.stranger", side=self.side, caller=caller, expected=self.spec.peer)
+            counts.strangers += 1
             self._strangers += 1
             if self._strangers == STRANGERS:
                 self._owner.leg_failed(
