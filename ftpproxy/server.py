@@ -13,7 +13,7 @@ import itertools
 import logging
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import trio
@@ -239,14 +239,16 @@ class Server:
             self._board.guard(each.sweep, now, each.crashed)
         self.listeners.sweep()
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; then every session is told 421 and ended."""
+    async def run(self, *beside: Callable[[], Awaitable[None]]) -> None:
+        """Serve until SIGTERM or SIGINT; then every session is told 421 and ended.  What runs `beside` ends with it."""
         self._board.sweep(self._sweep, self.listeners.crashed)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._turn, nursery)
                 if self._errands is not None:
                     nursery.start_soon(self._errands.run)
+                for each in beside:
+                    nursery.start_soon(each)
                 async for number in signals:
                     event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
                     break

@@ -21,7 +21,11 @@ from ipaddress import ip_address
 import pytest
 from attrs import frozen
 
+from ftpproxy.doors import Doors
 from ftpproxy.endpoints import Endpoint, IPAddress
+from ftpproxy.intercept.interceptor import Listener
+
+from ..waiting import pending
 
 CLONE_NEWNET = 0x40000000
 WAIT = 5.0
@@ -170,6 +174,22 @@ def accept(listener: socket.socket) -> socket.socket:
     """The next connection of a listener, blocking or not."""
     assert _ready(listener, select.POLLIN), "nobody called"
     sock, _ = listener.accept()
+    sock.settimeout(WAIT)
+    return sock
+
+
+def call(doors: Doors, listener: Listener) -> socket.socket:
+    """The next call of the peer that `listener` is for."""
+    calls: list[socket.socket] = []
+
+    def crashed(error: Exception) -> None:
+        raise error
+
+    listener.expected.answer(calls.append, crashed)
+    while not calls:
+        assert pending(doors.board, seconds=WAIT), "nobody called"
+        doors.board.turn()
+    (sock,) = calls
     sock.settimeout(WAIT)
     return sock
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ftpproxy.doors import Doors
 from ftpproxy.dtp.plane import PathOwner, Refused
 from ftpproxy.endpoints import Endpoint, Side
 from ftpproxy.intercept.direct import DirectGate
@@ -34,7 +35,7 @@ class IdlePath:
     def __init__(self, owner: PathOwner) -> None:
         self.owner = owner
         self.announced = {Side.CLIENT: Endpoint.parse("127.0.0.1:20001")}
-        self.ready = self.reports_end = True
+        self.ready = self.reports_end = self.counts_at_once = True
 
         self.closed = False
         self.tally: Tally | None = None
@@ -83,7 +84,7 @@ class Stage:
         xferlog = changes.pop("xferlog", None)
         service = {
             "terms": Terms(service="test", policy=policy, timeouts=timeouts, planes=[self.plane], xferlog=xferlog),
-            "gate": DirectGate(),
+            "gate": DirectGate(Doors(self.board)),
             "listen": [LOOPBACK],
             "servers": [Endpoint.from_sockaddr(self.origin.getsockname())],
             **changes,
