@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ..pi.policy import CommandRule
-from .checks import check_metrics, check_service, check_together
+from .beside import check_control, check_metrics
+from .checks import check_service, check_together
 from .reading import Found, key_path, read
 from .systems import check_system
 from .tables import GENERAL, CommandRuleTable, ServiceTable, keys
@@ -31,6 +32,7 @@ from .values import (
     AnnounceTo,
     Config,
     ConfigError,
+    ControlConfig,
     GatewayConfig,
     IPNetwork,
     Limits,
@@ -50,6 +52,7 @@ __all__ = [
     "AnnounceTo",
     "Config",
     "ConfigError",
+    "ControlConfig",
     "GatewayConfig",
     "IPNetwork",
     "Limits",
@@ -103,6 +106,8 @@ def parse(text: str, system: str | None = None) -> Config:
     for key in data.keys() - {"service", *GENERAL}:
         found.append(((key,), _unknown_section(key)))
     general: dict[str, Any] = {name: read(data.get(name, {}), table, (name,), found) for name, table in GENERAL.items()}
+    if general["control"] is not None:
+        found += [(("control", *where), reason) for where, reason in check_control(general["control"])]
     services: list[tuple[int, ServiceConfig]] = []
     raw = data.get("service", [])
     if isinstance(raw, list):
@@ -118,7 +123,8 @@ def parse(text: str, system: str | None = None) -> Config:
         found.append((("service",), "at least one [[service]] is needed"))
     found += check_together(services)
     if (metrics := general["metrics"]) is not None:
-        found += check_metrics(metrics, services)
+        checked = check_metrics(metrics, [service for _, service in services])
+        found += [(("metrics", *where), reason) for where, reason in checked]
 
     if found:
         names = _names(raw)

@@ -16,9 +16,9 @@ from ..pi.filter import UNTRANSLATED, verbs_of
 from ..pi.policy import IPNetwork, Policy
 from .reading import Found, Where
 from .tables import ServiceTable
-from .values import Announce, AnnounceFrom, GatewayConfig, MetricsConfig, PfConfig, ServiceConfig, UnixPath
+from .values import Announce, AnnounceFrom, GatewayConfig, PfConfig, ServiceConfig
 
-__all__ = ["check_metrics", "check_service", "check_together"]
+__all__ = ["check_service", "check_together", "collide"]
 
 FLOORS = {"idle": (300.0, "5m"), "data_setup": (30.0, "30s")}
 """Seconds below which a time breaks honest peers: RFC 1123 section 4.1.3.2 (a server waits five minutes for the next
@@ -30,9 +30,6 @@ MOST_SESSIONS = 1_000_000
 
 LEAST_REFRESH = 1.0
 """Seconds: nameservers would not like it more often."""
-
-LONGEST_UNIX_PATH = 107
-"""Octets (unix(7)); the BSDs have 103."""
 
 MOST_PATIENCE = 1_000_000
 """More than any session would do."""
@@ -247,23 +244,8 @@ def _addresses(service: ServiceTable) -> Iterator[Found]:
             yield ("clients", index), f"{network} is IPv{network.version}, but the service listens on no such address"
 
 
-def check_metrics(metrics: MetricsConfig, services: Sequence[tuple[int, ServiceConfig]]) -> Iterator[Found]:
-    """Places are absolute."""
-    where, at = ("metrics", "listen"), metrics.listen
-    if isinstance(at, UnixPath):
-        if not at.path.startswith("/") or len(at.path.encode()) > LONGEST_UNIX_PATH:
-            yield where, f"the path of a Unix socket begins with / and has at most {LONGEST_UNIX_PATH} octets"
-    elif at is not None:
-        if at.port == 0:
-            yield where, "port 0 is no port to listen on"
-        if not at.host.is_loopback and not metrics.public:
-            yield where, f"{at.host} is no loopback address: others could read it; if they may, say public = true"
-        for _, service in services:
-            if any(_collide(at, each) for each in service.listen):
-                yield where, f'{at} collides with service "{service.name}"'
-
-
-def _collide(one: Endpoint, other: Endpoint) -> bool:
+def collide(one: Endpoint, other: Endpoint) -> bool:
+    """Whether nobody can listen at both."""
     same = one.host == other.host or one.host.is_unspecified or other.host.is_unspecified
     return same and one.port == other.port and one.host.version == other.host.version
 
@@ -276,7 +258,7 @@ def check_together(services: Sequence[tuple[int, ServiceConfig]]) -> Iterator[Fo
         for index, at in enumerate(service.listen)
     ]
     for (_, first, owner), (where, second, _) in combinations(listeners, 2):
-        if _collide(first, second):
+        if collide(first, second):
             yield where, f'{second} collides with {first} of service "{owner.name}"'
     for number, service in services:
         for _, at, owner in listeners:
