@@ -48,6 +48,7 @@ FLOORS = [
         "advice",
         "doctor",
         "rules",
+        "pfconf",
         "lab",
         "compose",
         "daemon",
