@@ -11,7 +11,7 @@ when something has come to its end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from .carried import Carried, Opening
@@ -91,6 +91,17 @@ class Carriage:
     def busy(self) -> bool:
         """Whether octets may be on their way."""
         return any(len(carried.up) == 2 for carried in self._carried.values())
+
+    @property
+    def foremost(self) -> Carried | None:
+        """What one would call the session's data connection: of the transfer under way, else one that carries, else the
+        one that is prepared."""
+        carrying = (carried for carried in self._carried.values() if len(carried.up) == 2)
+        return self._transfer or next(carrying, self._open)
+
+    def planes(self) -> Iterator[str]:
+        """The plane of each path that is alive."""
+        return (carried.plane for carried in self._carried.values())
 
     @property
     def undecided(self) -> bool:
@@ -182,6 +193,7 @@ class Carriage:
         """`PathOwner`."""
         if carried := self._carried.get(path):
             carried.up.add(side)
+            self._principal.log(logging.DEBUG, "data.connected", plane=carried.plane, side=side)
             if carried is self._open:
                 self._principal.tell(lambda interpreter: interpreter.path_connected(side))
 
