@@ -52,6 +52,7 @@ FLOORS = [
         "trace",
         "doctor",
         "rules",
+        "pfconf",
         "lab",
         "compose",
         "daemon",
