@@ -1003,7 +1003,8 @@ def test_required_keys_are_documented_as_such() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_valid(example: Path) -> None:
-    load(example, "linux")
+    of_pf = example.name.startswith(("freebsd", "pf-"))
+    load(example, "openbsd7" if example.name.startswith("openbsd") else "freebsd15" if of_pf else "linux")
 
 
 def test_the_messages_of_the_documentation_are_real() -> None:

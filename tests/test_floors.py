@@ -55,6 +55,7 @@ FLOORS = [
         "trace",
         "doctor",
         "rules",
+        "pfconf",
         "lab",
         "compose",
         "daemon",
