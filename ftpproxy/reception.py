@@ -24,6 +24,7 @@ from .estate import Estate, Inheritance
 from .freezing import freeze, restore
 from .glance import Glance
 from .log import event
+from .metrics import counts
 from .passwords import Users
 from .pi.actions import Arm, Denied, Need, Timer
 from .pi.handover import HandOver
@@ -220,6 +221,7 @@ class Reception:
         elif isinstance(action, Arm):
             self._deadlines[action.timer] = self._board.now + action.seconds
         elif isinstance(action, Denied):
+            counts.denials[self.service, action.rule] += 1
             self._log(logging.INFO, "command.denied", code=action.code, rule=action.rule, what=action.what)
         elif self._say():
             self._end(action.reason)
@@ -229,6 +231,7 @@ class Reception:
     def _verified(self, user: bytes, right: bool | None) -> None:
         self._errand = self._errand_for = None
         if not right:
+            counts.failed_logins[self.service, Code.PROXY_DENIED] += 1
             self._log(logging.WARNING, "login.failed", code=Code.PROXY_DENIED, user=user)
         self._login.verified(bool(right))
         self._pump()
@@ -328,7 +331,9 @@ class Reception:
             self._errand = None
         if (server := self._channels.pop(SERVER, None)) is not None:
             server.close()
-        self._log(logging.INFO, "gateway.close", code=code_of(reason, Code.OPERATOR), reason=reason)
+        code = code_of(reason, Code.OPERATOR)
+        counts.sessions[self.service, code] += 1
+        self._log(logging.INFO, "gateway.close", code=code, reason=reason)
         client = self._channels[CLIENT]
         if client.unsent:
             self._farewell_until = self._board.now + FAREWELL_SECONDS

@@ -42,8 +42,10 @@ class End:
 class CarriedRecord:
     """One data connection of a session."""
 
+    spec: PathSpec
     carried: Any
     """What the carriage knows of it."""
+    age: float
     path: Any = None
     """What its plane knows of it; None where it is over, or cannot move."""
     so_far: Tally | None = None

@@ -30,6 +30,7 @@ from .dial import Dial
 from .endpoints import Endpoint, Side
 from .estate import Estate, Inheritance
 from .freezing import Unthawable, freeze, restore
+from .metrics import counts
 from .pi.actions import Action, Arm, Chunk, Denied, Hangup, LoginFailed, Need, Timer
 from .pi.handover import HandOver
 from .pi.interpreter import ProtocolInterpreter
@@ -170,7 +171,8 @@ class Session(Watched):
     def leave(self, estate: Estate) -> SessionRecord:
         """Write it down for a successor; it is of no further use here."""
         now = self._board.now
-        told = self._interpreter is None or not self._interpreter.opaque
+        view = self._look()
+        told = view is None or not view.unread
         if self._farewell_until:  # last words that nobody reads are not worth a process
             self._channels[CLIENT].close()
         ends = {side: channel.leave(estate, client=told and side is CLIENT) for side, channel in self._channels.items()}
@@ -364,8 +366,10 @@ class Session(Watched):
         elif isinstance(action, Hangup):
             self._hang_up(interpreter, action)
         elif isinstance(action, Denied):
+            counts.denials[self.service, action.rule] += 1
             self.log(logging.INFO, "command.denied", code=action.code, rule=action.rule, what=action.what)
         elif isinstance(action, LoginFailed):
+            counts.failed_logins[self.service, Code.SERVER_DENIED] += 1
             self.log(logging.INFO, "login.failed", code=Code.SERVER_DENIED, user=action.user)
         else:
             self.carriage.perform(interpreter, action)
@@ -398,10 +402,12 @@ class Session(Watched):
             self._dial = None
         self.carriage.end(drain=drain)
         seconds = f"{self._board.now - self._opened_at:.1f}"
+        code = code_of(reason, Code.OPERATOR)
+        counts.sessions[self.service, code] += 1
         self.log(
             logging.INFO,
             "session.close",
-            code=code_of(reason, Code.OPERATOR),
+            code=code,
             reason=reason,
             transfers=self.carriage.transfers,
             seconds=seconds,

@@ -34,13 +34,15 @@ from ..passwords import BadUsersFile
 from ..pf import EngineError
 from ..pf.natlook import NatlookError
 from ..privileges import PrivilegeError
+from ..scrape import CannotServe, Scrape
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
-from ..table import Claim, may_load
+from ..table import FORM, Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
-from . import process
+from . import monitoring, process
 from .control import open_control
+from .heritage import Heritage, Successor
 from .services import Shared, compose, open_lookup
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
     is not a file's.
     """
     passed, supervisor = inherited(), Supervisor.from_environment()
+    file = file and os.path.abspath(file)
+    heritage, successor = Heritage.found(passed, supervisor), Successor(supervisor, file)
     most = {service.name: service.limits.sessions for service in config.services}
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format, most)
     _spare_the_collector()
@@ -79,7 +83,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
     try:
         claim = _claim(config)
         engine = _engine(config)
-        return trio.run(_serve, config, claim, engine, passed, supervisor, ready, file and os.path.abspath(file))
+        code = trio.run(_serve, config, claim, engine, passed, supervisor, heritage, successor, ready, file)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -88,7 +92,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
         return _fail(str(error), EX_NOPERM if error.denied else EX_UNAVAILABLE)
     except BadUsersFile as error:
         return _fail(str(error), EX_CONFIG)
-    except CannotListen as error:
+    except (CannotListen, CannotServe) as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
     except NatlookError as error:
@@ -102,6 +106,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
             engine.close()
         if claim is not None:
             claim.close()
+    return successor.begin() if successor.left else code
 
 
 def _engine(config: Config) -> Engine | None:
@@ -134,11 +139,14 @@ async def _serve(
     engine: Engine | None,
     passed: Sequence[Inherited],
     supervisor: Supervisor,
+    heritage: Heritage,
+    successor: Successor,
     ready: Callable[[], None],
     file: str | None,
 ) -> int:
     board = Switchboard()
-    elements = None if claim is None else netfilter.Elements(claim.load)
+    board.now = trio.current_time()  # what a predecessor has left is of this moment
+    elements = None if claim is None else netfilter.Elements(claim.load, FORM)
     announcer = Announcer()
     errands = Errands(board)
     xferlog = _xferlog(config)
@@ -148,19 +156,23 @@ async def _serve(
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
+    scrape: Scrape | None = None
     address: Address | None = None
     try:
-        server.listen(process.given(passed, config.services))
+        server.listen(process.given(passed, config.services), heritage.listeners())
         address = open_control(config.control)
-        if claim is not None:
+        if claim is not None and not (elements and heritage.table(elements) and claim.adopt()):
             claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
             keep = _Keeper(elements)
             keep(0.0)
             board.sweep(keep, keep.crashed)
+        if config.metrics.listen is not None:
+            scrape = monitoring.scrape(config.metrics, server, services, elements)
         process.drop_privileges(config, table=claim is not None)
         _warn(config)
         vitals = Vitals(supervisor, server, board)
+        heritage.sessions(server, doors, elements)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
@@ -169,21 +181,36 @@ async def _serve(
             vitals.stopping("finishing transfers")
             server.terminate(config.process.drain)
 
+        def restart() -> None:
+            if successor.possible():
+                vitals.stopping("restarting")
+                successor.provide(server, board, doors, elements)
+                server.stop()
+
         async with trio.open_nursery() as nursery:
             if address is not None:
                 desk = Desk(server, Facts(file, started=time.time()))
                 nursery.start_soon(Hall(address, desk).run)
-            await _run(server, {signal.SIGTERM: terminate}, engine, board)
+            if scrape is not None:
+                nursery.start_soon(scrape.run)
+            await _run(server, {signal.SIGTERM: terminate, signal.SIGUSR2: restart}, engine, board)
             nursery.cancel_scope.cancel()
-        vitals.stopping("stopping")
+        if not successor.left:
+            vitals.stopping("stopping")
     finally:
+        heritage.close()
         if address is not None:
             address.close()
         server.close()
-        for service in services:
-            for plane in service.terms.planes:
-                plane.close()
-            service.gate.close()
+        if scrape is not None:
+            scrape.close()
+        if not successor.left:
+            for service in services:
+                for plane in service.terms.planes:
+                    plane.close()
+                service.gate.close()
+        elif claim is not None:
+            claim.leave()
         doors.close()
         if engine is not None:
             engine.close()

@@ -2,7 +2,8 @@
 
     systemd     `systemctl restart` ends us with SIGUSR2 (RestartKillSignal=) and keeps our one descriptor in its store
                 (FDSTORE=1) until the next process finds it among those that it is passed
-    by itself   without a supervisor SIGUSR2 starts the program anew in this process (execve(2)), with the descriptor
+    by itself   without a supervisor SIGUSR2 starts the program anew in this process (execve(2)), with the descriptor,
+                if its configuration can be read
 
 Who starts takes the estate in the order in which things are needed: the listeners when it listens, the table before it
 would load one, sessions and all others last, when everything stands that serves them.
@@ -14,11 +15,13 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping
 from typing import Any
 
 from .. import netfilter
 from ..activation import Inherited, NotifyError, Supervisor
+from ..config import ConfigError, load
+from ..doors import DoorRecord, Doors
 from ..endpoints import Endpoint
 from ..estate import Estate, EstateError, Inheritance, Unreadable
 from ..freezing import Unthawable, thaw
@@ -101,12 +104,23 @@ class Heritage:
                 return True
         return False
 
-    def sessions(self, server: Server) -> None:
-        """Go on with everybody, tell those who cannot go on, and close the rest."""
+    def sessions(self, server: Server, doors: Doors, elements: netfilter.Elements | None) -> None:
+        """Go on with everybody, tell those who cannot go on, and close and remove the rest."""
         if (inheritance := self._inheritance) is None:
             return
         self._inheritance = None
+        for left in self._of("door"):
+            try:
+                doors.inherit(thaw(left, DoorRecord), inheritance)
+            except Unthawable as error:
+                event(log, logging.ERROR, "restart.damaged", what="door", reason=error)
         heirs = inherit(server, self._records, inheritance)
+        doors.drop_left()
+        if elements is not None:
+            try:
+                elements.drop_left()
+            except OSError as error:  # they time out
+                event(log, logging.WARNING, "restart.damaged", what="element", reason=error)
         for why in inheritance.damaged:
             event(log, logging.ERROR, "restart.damaged", what="record", reason=why)
         event(
@@ -140,22 +154,35 @@ class Heritage:
 class Successor:
     """The process that comes next, once somebody has asked for it."""
 
-    def __init__(self, supervisor: Supervisor, command: Sequence[str] = ()) -> None:
-        """`command` starts the program where there is no supervisor; empty: it cannot be."""
+    def __init__(self, supervisor: Supervisor, file: str | None = None) -> None:
+        """`file` is where the configuration was read."""
         self._supervisor = supervisor
-        self._command = command
+        self._file = file
         self._queue: socket.socket | None = None
         self.left = False
         """Everything has gone to it: nothing is to be closed, removed or said any more."""
 
-    def provide(self, server: Server, board: Switchboard, elements: netfilter.Elements | None) -> None:
-        """Leave it everything that is here; `server` and its listeners are empty afterwards.
+    def possible(self) -> bool:
+        """Whether it would start; said in the log if not.  (Before systemd ends us it asks the same: ExecStartPre=.)"""
+        if self._supervisor or self._file is None:
+            return True
+        try:
+            load(self._file)
+        except ConfigError as error:
+            for problem in error.problems:
+                event(log, logging.ERROR, "restart.refused", file=self._file, reason=problem)
+            return False
+        return True
 
-        Where it cannot be, clients are told, and sessions end.
+    def provide(self, server: Server, board: Switchboard, doors: Doors, elements: netfilter.Elements | None) -> None:
+        """Leave it everything that is here; the others have nothing of it afterwards.
+
+        Where that cannot be, clients are told, and sessions end.
         """
         estate = Estate()
         sessions = len(server.sessions)
         leave(server, board, estate)
+        doors.leave(estate)
         if elements is not None:
             estate.note("table", elements.leave())
         try:
@@ -164,20 +191,22 @@ class Successor:
                 self._supervisor.store(ESTATE, [self._queue.fileno()])
                 self._supervisor.barrier()
         except (EstateError, NotifyError) as error:
-            event(log, logging.ERROR, "restart.failed", reason=error)
-            estate.refuse(reply(421, FAREWELL))
-            for thing in estate.left:
-                thing.close()
+            told = estate.refuse(reply(421, FAREWELL))
+            event(log, logging.ERROR, "restart.failed", sessions=sessions, told=told, reason=error)
         else:
             self.left = True
             event(log, logging.INFO, "restart.left", sessions=sessions)
 
-    def begin(self) -> None:
-        """Become it, if nobody else starts it.  Returns only where that is not so.  Raises `OSError`."""
-        if self.left and not self._supervisor and self._command:
-            assert self._queue is not None
-            os.set_inheritable(self._queue.fileno(), True)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            environment = {**os.environ, VARIABLE: str(self._queue.fileno())}
-            os.execve(self._command[0], list(self._command), environment)
+    def begin(self) -> int:
+        """Become it, unless somebody else starts it; then it is for us to end, with the exit code that is returned."""
+        assert self._queue is not None
+        if self._supervisor:
+            return os.EX_OK
+        os.set_inheritable(self._queue.fileno(), True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            os.execve(sys.executable, sys.orig_argv, {**os.environ, VARIABLE: str(self._queue.fileno())})
+        except OSError as error:
+            event(log, logging.CRITICAL, "restart.failed", reason=error)
+            return 1

@@ -213,11 +213,6 @@ class ProtocolInterpreter:
         """The open path never came up and never will."""
         self._negotiation.path_failed()
 
-    @property
-    def opaque(self) -> bool:
-        """Whether the two ends speak what we do not understand: TLS, most likely.  Nothing of ours may be said then."""
-        return self._passage is not None
-
     # From the client
 
     def _from_client(self) -> Need:
