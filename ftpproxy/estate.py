@@ -125,6 +125,10 @@ class Estate:
                 raise EstateError(f"{len(self.left)} descriptors cannot be left: {error.strerror}") from error
         return queue
 
+    def close(self) -> None:
+        """It is not wanted; what was left in it stays open."""
+        self._octets.close()
+
     def refuse(self, words: bytes) -> int:
         """It cannot be left: say `words` to the clients that may be told; how many heard them."""
         return sum(_say(self.left[number].fileno(), words) for number in self._clients)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 from attrs import define
 
@@ -101,21 +100,26 @@ class Listeners:
         self,
         service: Service,
         given: Sequence[socket.socket] = (),
-        left: Mapping[Endpoint, socket.socket] = MappingProxyType({}),
+        left: MutableMapping[Endpoint, socket.socket] | None = None,
     ) -> None:
         """Listen at the sockets that a supervisor has `given`; if there are none, everywhere that `service` says, with
-        the socket there that a predecessor has `left`, if it did.  Raises `CannotListen`; its cause is a
+        the socket there that a predecessor has `left`, from which it goes.  Raises `CannotListen`; its cause is a
         `PermissionError` where a privilege lacks."""
         for sock in given:
-            try:
-                service.gate.prepare(sock)
-            except GateError as error:
-                at = Endpoint.from_sockaddr(sock.getsockname())
-                raise CannotListen(f'service "{service.name}", {at}, as passed to us: {error}') from error.__cause__
-            self._add(service, sock)
-        if not given:
-            for at in service.listen:
-                self._add(service, left[at] if at in left else _opened(service, at), at)
+            self._add(service, self._prepared(service, sock))
+        for at in () if given else service.listen:
+            sock_left = left.pop(at, None) if left else None
+            sock = _opened(service, at) if sock_left is None else self._prepared(service, sock_left)
+            self._add(service, sock, at)
+
+    @staticmethod
+    def _prepared(service: Service, sock: socket.socket) -> socket.socket:
+        try:
+            service.gate.prepare(sock)
+        except GateError as error:
+            at = Endpoint.from_sockaddr(sock.getsockname())
+            raise CannotListen(f'service "{service.name}", {at}, as passed to us: {error}') from error.__cause__
+        return sock
 
     def _add(self, service: Service, sock: socket.socket, wanted: Endpoint | None = None) -> None:
         listener = Listener(service, sock, Endpoint.from_sockaddr(sock.getsockname()), wanted)
@@ -172,7 +176,7 @@ class Listeners:
                 listener.watch.close()
             if listener.wanted is not None:
                 number = estate.descriptor(listener.sock)
-                estate.note("listener", ListenerRecord(listener.service.name, listener.wanted, number))
+                estate.note("listener", ListenerRecord(listener.wanted, number))
         self._listeners.clear()
 
     def close(self) -> None:

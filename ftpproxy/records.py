@@ -124,7 +124,6 @@ class ArrivalRecord:
 class ListenerRecord:
     """A listening socket."""
 
-    service: str
     wanted: Endpoint
     """As the configuration has it."""
     descriptor: int

@@ -14,7 +14,7 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -87,14 +87,14 @@ class Server:
     def listen(
         self,
         given: Mapping[str, Sequence[socket.socket]] = MappingProxyType({}),
-        left: Mapping[str, Mapping[Endpoint, socket.socket]] = MappingProxyType({}),
+        left: MutableMapping[Endpoint, socket.socket] | None = None,
     ) -> None:
-        """Open every listener; `given` are those that a supervisor has opened, `left` those of a predecessor, both by
-        the name of the service.
+        """Open every listener; `given` are those that a supervisor has opened, by the name of the service, `left` those
+        of a predecessor, from which those go that have a use.
 
         Raises `CannotListen`; its cause is a `PermissionError` where a privilege lacks."""
         for service in self._services:
-            self.listeners.open(service, given.get(service.name, ()), left.get(service.name, {}))
+            self.listeners.open(service, given.get(service.name, ()), left)
         self.listeners.announce()
 
     # Who comes in

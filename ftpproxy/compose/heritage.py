@@ -49,6 +49,7 @@ class Heritage:
         self._supervisor = supervisor
         self._inheritance = inheritance
         self._records: list[tuple[str, Any]] = []
+        self._listeners: dict[Endpoint, socket.socket] = {}
         if inheritance is not None:
             try:
                 self._records = inheritance.read()
@@ -80,14 +81,14 @@ class Heritage:
     def __bool__(self) -> bool:
         return self._inheritance is not None
 
-    def listeners(self) -> dict[str, dict[Endpoint, socket.socket]]:
-        """Listening sockets by service, and by where the configuration had them."""
-        found: dict[str, dict[Endpoint, socket.socket]] = {}
+    def listeners(self) -> dict[Endpoint, socket.socket]:
+        """Listening sockets by where the configuration had them; who needs one takes it out."""
+        found = self._listeners
         for left in self._of("listener"):
             try:
                 record = thaw(left, ListenerRecord)
                 assert self._inheritance is not None
-                found.setdefault(record.service, {})[record.wanted] = self._inheritance.take(record.descriptor)
+                found[record.wanted] = self._inheritance.take(record.descriptor)
             except Unthawable as error:
                 event(log, logging.ERROR, "restart.damaged", what="listener", reason=error)
         return found
@@ -135,17 +136,24 @@ class Heritage:
         )
         inheritance.close()
         self._records.clear()
+        self._close_listeners()
         try:
             self._supervisor.forget(ESTATE)
         except NotifyError as error:  # then it will be found empty of clients, and closed
             event(log, logging.WARNING, "supervisor.deaf", reason=error)
 
     def close(self) -> None:
-        """The start has failed: tell everybody."""
+        """The start has failed: tell everybody.  Nothing happens when it has not."""
+        self._close_listeners()
         if self._inheritance is not None:
             self._inheritance.refuse(reply(421, FAREWELL))
             self._inheritance.close()
             self._inheritance = None
+
+    def _close_listeners(self) -> None:
+        for sock in self._listeners.values():
+            sock.close()
+        self._listeners.clear()
 
     def _of(self, kind: str) -> list[Any]:
         return [left for name, left in self._records if name == kind]
