@@ -41,6 +41,7 @@ from ..vitals import Vitals
 from ..xferlog import Xferlog
 from . import process
 from .control import open_control
+from .reload import Reload
 from .services import Shared, compose, open_lookup
 
 if TYPE_CHECKING:
@@ -164,26 +165,24 @@ async def _serve(
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
-
-        def terminate() -> None:
-            vitals.stopping("finishing transfers")
-            server.terminate(config.process.drain)
-
         async with trio.open_nursery() as nursery:
+            facts = Facts(file, started=time.time())
+            reload = Reload(server, shared, config, facts, vitals, nursery, _raise_descriptor_limit)
+
+            def terminate() -> None:
+                vitals.stopping("finishing transfers")
+                server.terminate(reload.config.process.drain)
+
+            orders: Orders = {signal.SIGTERM: terminate, signal.SIGHUP: reload.by_signal}
             if address is not None:
-                desk = Desk(server, Facts(file, started=time.time()))
-                nursery.start_soon(Hall(address, desk).run)
-            await _run(server, {signal.SIGTERM: terminate}, engine, board)
+                nursery.start_soon(Hall(address, Desk(server, facts, reload)).run)
+            await _run(server, orders, engine, board)
             nursery.cancel_scope.cancel()
         vitals.stopping("stopping")
     finally:
         if address is not None:
             address.close()
         server.close()
-        for service in services:
-            for plane in service.terms.planes:
-                plane.close()
-            service.gate.close()
         doors.close()
         if engine is not None:
             engine.close()
