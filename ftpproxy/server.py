@@ -28,6 +28,7 @@ from .errands import Errands
 from .intercept.interceptor import GateError
 from .listeners import CannotListen, Listeners
 from .log import event
+from .metrics import counts
 from .pi.handover import HandOver
 from .reasons import Code, Reason
 from .reception import Ends, Gateway, Reception
@@ -51,6 +52,7 @@ _INTERCEPT_UNKNOWN = Reason(Code.INTERCEPT_UNKNOWN, "Cannot tell which server yo
 
 
 def _log_refusal(service: Service, client: Endpoint, why: Reason) -> None:
+    counts.refused[service.name, why.code] += 1
     event(log, logging.WARNING, "session.refused", service=service.name, client=client, code=why.code, reason=why)
 
 
@@ -255,6 +257,15 @@ class Server:
         return self._services
 
     @property
+    def occupied(self) -> list[Service]:
+        """All services, those of earlier configurations included as long as somebody is in them."""
+        return [*self._services, *self._retired]
+
+    def present(self) -> dict[str, int]:
+        """How many clients each service has."""
+        return {name: len(census) for name, census in self._census.items()}
+
+    @property
     def sessions(self) -> list[Session]:
         return [session for census in self._census.values() for session in census.sessions]
 
@@ -369,5 +380,5 @@ class Server:
             if not isinstance(guest, Arrival):
                 guest.dismiss(_SHUTDOWN)
             guest.close()
-        for service in [*self._services, *self._retired]:
+        for service in self.occupied:
             service.close()
