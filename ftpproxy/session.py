@@ -130,6 +130,11 @@ class Session(Watched):
                 on_crash=self.crashed,
             )
 
+    @property
+    def terms(self) -> Terms:
+        """What it began with, and keeps."""
+        return self._terms
+
     # The call to the server
 
     def _unanswered(self, why: Reason) -> None:

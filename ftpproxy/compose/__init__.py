@@ -43,6 +43,7 @@ from ..xferlog import Xferlog
 from . import monitoring, process
 from .control import open_control
 from .heritage import Heritage, Successor
+from .reload import Reload
 from .services import Shared, compose, open_lookup
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ async def _serve(
             keep(0.0)
             board.sweep(keep, keep.crashed)
         if config.metrics.listen is not None:
-            scrape = monitoring.scrape(config.metrics, server, services, elements)
+            scrape = monitoring.scrape(config.metrics, server, elements)
         process.drop_privileges(config, table=claim is not None)
         _warn(config)
         vitals = Vitals(supervisor, server, board)
@@ -176,24 +177,30 @@ async def _serve(
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
-
-        def terminate() -> None:
-            vitals.stopping("finishing transfers")
-            server.terminate(config.process.drain)
-
-        def restart() -> None:
-            if successor.possible():
-                vitals.stopping("restarting")
-                successor.provide(server, board, doors, elements)
-                server.stop()
-
         async with trio.open_nursery() as nursery:
+            facts = Facts(file, started=time.time())
+            reload = Reload(server, shared, config, facts, vitals, nursery, _raise_descriptor_limit)
+
+            def terminate() -> None:
+                vitals.stopping("finishing transfers")
+                server.terminate(reload.config.process.drain)
+
+            def restart() -> None:
+                if successor.possible():
+                    vitals.stopping("restarting")
+                    successor.provide(server, board, doors, elements)
+                    server.stop()
+
+            orders: Orders = {
+                signal.SIGTERM: terminate,
+                signal.SIGHUP: reload.by_signal,
+                signal.SIGUSR2: restart,
+            }
             if address is not None:
-                desk = Desk(server, Facts(file, started=time.time()))
-                nursery.start_soon(Hall(address, desk).run)
+                nursery.start_soon(Hall(address, Desk(server, facts, reload)).run)
             if scrape is not None:
                 nursery.start_soon(scrape.run)
-            await _run(server, {signal.SIGTERM: terminate, signal.SIGUSR2: restart}, engine, board)
+            await _run(server, orders, engine, board)
             nursery.cancel_scope.cancel()
         if not successor.left:
             vitals.stopping("stopping")
@@ -204,12 +211,7 @@ async def _serve(
         server.close()
         if scrape is not None:
             scrape.close()
-        if not successor.left:
-            for service in services:
-                for plane in service.terms.planes:
-                    plane.close()
-                service.gate.close()
-        elif claim is not None:
+        if successor.left and claim is not None:
             claim.leave()
         doors.close()
         if engine is not None:

@@ -181,7 +181,9 @@ def test_nobody_notices_a_restart(site: Site) -> None:
     calls while nobody is there; and all of it once more."""
     idle = [Session(site) for _ in range(IDLE)]
     transfers = [
-        Transfer(Session(site), verb, size) for verb in (b"RETR", b"STOR") for size in (SMALL, SMALL, SMALL, MEDIUM, BIG)
+        Transfer(Session(site), verb, size)
+        for verb in (b"RETR", b"STOR")
+        for size in (SMALL, SMALL, SMALL, MEDIUM, BIG)
     ]
     for transfer in transfers:
         transfer.begin()
