@@ -164,6 +164,7 @@ def _pf_plane(config: ServiceConfig, ports: PortRange, shared: Shared) -> DataPl
         rules,
         ports,
         shared.board,
+        shared.doors,
         data_setup=timeouts.data_setup,
         data_idle=timeouts.data_idle,
     )
