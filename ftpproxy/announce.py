@@ -201,7 +201,7 @@ class Announcer:
         """What is known now; nothing if a source has never had an answer."""
         return told if isinstance(told, tuple) else self._known.get(told, ())
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, task_status: trio.TaskStatus[None] | None = None) -> None:
         """Look at the sources for ever.  Reports as started when each was looked at once."""
         async with trio.open_nursery() as nursery:
             first = [trio.Event() for _ in self._seconds]
@@ -209,7 +209,8 @@ class Announcer:
                 nursery.start_soon(self._keep, source, seconds, looked)
             for looked in first:
                 await looked.wait()
-            task_status.started()
+            if task_status is not None:
+                task_status.started()
 
     async def _keep(self, source: Source, seconds: float, looked: trio.Event) -> None:
         failure = ""
