@@ -4,11 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo test matrix bench lint fuzz clean system
+.PHONY: help demo test matrix system-test bench lint fuzz clean system
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 system: ## what the lab and the tests need from Debian
 	@sh tests/system-packages.sh
@@ -31,6 +31,10 @@ test: $(STAMP) lint ## everything, namespaces and real peers included
 matrix: $(STAMP) ## every real server with every real client in every mode
 	@sh tests/system-packages.sh peers
 	@$(BIN)/pytest -q -m matrix -p no:cacheprovider tests/netns
+
+system-test: $(STAMP) ## the service in a booted Debian with systemd (root, debootstrap, systemd-nspawn)
+	@bash tests/system-packages.sh system
+	@$(BIN)/pytest -q -m system -p no:cacheprovider tests/system
 
 bench: $(STAMP) ## throughput and sessions a second, as JSON
 	@$(BIN)/python -m bench

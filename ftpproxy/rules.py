@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from .config.values import Config, ConfigError, IPNetwork, Problem, ServiceConfig
 from .endpoints import Endpoint
 from .netfilter import TABLE as PLANE_TABLE
+from .table import MARK
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -50,8 +51,6 @@ __all__ = [
 
 TABLE = "ftpproxy_intercept"
 """The nftables table of this module, family inet."""
-MARK = 0x200000
-"""One bit of the packet mark; the others are the administrator's."""
 ROUTES = 2121
 """The routing table that has one route: everything is local."""
 PRIORITY = 2121
@@ -139,8 +138,9 @@ def text(config: Config) -> str:
 
 _TRANSPARENT = [
     "",
-    "# What belongs to a socket that listens or calls in a foreign name is for us: all data connections.",
-    f"meta l4proto tcp socket transparent 1 meta mark set meta mark | {MARK:#x} accept",
+    "# What belongs to a socket that listens or calls in a foreign name is for us: all data connections, but not those",
+    "# that the kernel carries to somebody else, from the same place perhaps.",
+    f"meta l4proto tcp ct status & dnat == 0 socket transparent 1 meta mark set meta mark | {MARK:#x} accept",
 ]
 
 

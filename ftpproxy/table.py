@@ -8,7 +8,9 @@ every transfer are elements (`ftpproxy.netfilter`).  nft/plane.nft has the same 
 **Carried by the kernel** (`dtp/nft.py`): a data connection is destination NAT for its caller, `carried`, and source
 NAT, `called` or `pinned`, on the way out.  The caller may call once: its first packet takes the element of `once` away,
 and without that there is no `carried`.  (NAT chains see the first packet of a connection only, so none of this stands
-in the way of octets.)  What follows is counted, by caller and called address:
+in the way of octets.)  That packet loses `MARK`, which it has where a door of ours stands at the same place for
+somebody else (`ftpproxy.rules`): the mark would lead it to this machine.  What follows is counted, by caller and called
+address:
 
 * `forth`, what the caller sends, in prerouting before destination NAT; not the SYN, which has no NAT status yet;
 * `back`, what it is sent, in postrouting behind source NAT, when the addresses are again those that it called;
@@ -36,10 +38,12 @@ from pathlib import Path
 
 from .netfilter import TABLE, NetfilterError, NoPermission, has_table
 
-__all__ = ["PLANE_TABLE", "Claim", "load_table", "may_load", "remove_table"]
+__all__ = ["MARK", "PLANE_TABLE", "Claim", "load_table", "may_load", "remove_table"]
 
 CAP_NET_ADMIN = 12
 """linux/capability.h"""
+MARK = 0x200000
+"""The bit of the packet mark that leads to sockets with foreign addresses; the others are the administrator's."""
 
 # The first two lines make loading idempotent: whatever a killed process left is taken over, in one transaction.
 PLANE_TABLE = """\
@@ -71,9 +75,9 @@ table inet ftpproxy {
 	chain prerouting {
 		type nat hook prerouting priority dstnat - 1; policy accept;
 		ip saddr . ip daddr . tcp dport @once4 delete @once4 { ip saddr . ip daddr . tcp dport } \\
-			dnat ip to ip saddr . ip daddr . tcp dport map @carried4
+			meta mark set meta mark & 0xffdfffff dnat ip to ip saddr . ip daddr . tcp dport map @carried4
 		ip6 saddr . ip6 daddr . tcp dport @once6 delete @once6 { ip6 saddr . ip6 daddr . tcp dport } \\
-			dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
+			meta mark set meta mark & 0xffdfffff dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
 		dnat ip to ip saddr . ip daddr . tcp dport map @awaited4
 		dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @awaited6
 	}

@@ -2,6 +2,7 @@
 # What the project needs from Debian, installed only where it is missing and where we may.
 #   system-packages.sh          what the lab needs (nft, ip, a venv)
 #   system-packages.sh peers    also the real FTP clients and servers of the tests
+#   system-packages.sh system   also what boots a machine for `make system-test`
 # Servers conflict as packages, so tests/netns unpacks those into .cache by itself.
 set -eu
 
@@ -22,8 +23,14 @@ if [ "${1:-}" = peers ]; then
     need gcc gcc
     [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
     need sysctl procps
+    need systemd-analyze systemd
     need mandoc mandoc
     need xinetd xinetd
+fi
+if [ "${1:-}" = system ]; then
+    need debootstrap debootstrap
+    need systemd-nspawn systemd-container
+    need nsenter util-linux
 fi
 
 [ -n "$missing" ] || exit 0

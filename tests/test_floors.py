@@ -28,6 +28,7 @@ FLOORS = [
         "errands",
         "resolver",
         "passwords",
+        "doors",
         "pf",
     },
     {"carriage", "carried", "xferlog", "session", "terms", "reception", "arrival"},

@@ -106,7 +106,7 @@ def test_tproxy_text() -> None:
     assert rule_lines(TPROXY) == [
         f"ip saddr {{ 10.77.1.2/32 }} tcp dport 21 fib daddr type != local tproxy ip to 127.0.0.1:8021 {mark}",
         f"ip6 saddr {{ fd77:1::2/128 }} tcp dport 21 fib daddr type != local tproxy ip6 to [::1]:8021 {mark}",
-        f"meta l4proto tcp socket transparent 1 {mark}",
+        f"meta l4proto tcp ct status & dnat == 0 socket transparent 1 {mark}",
     ]
 
 

@@ -20,6 +20,7 @@ from .. import log as logs
 from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
 from ..config import Config
+from ..doors import Doors
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
@@ -107,7 +108,8 @@ async def _serve(
     announcer = Announcer()
     errands = Errands(board)
     xferlog = _xferlog(config)
-    shared = Shared(board, elements, announcer, errands, xferlog)
+    doors = Doors(board)
+    shared = Shared(board, doors, elements, announcer, errands, xferlog)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
@@ -133,6 +135,7 @@ async def _serve(
             for plane in service.terms.planes:
                 plane.close()
             service.gate.close()
+        doors.close()
         if elements is not None:
             elements.close()
         board.close()

@@ -7,6 +7,7 @@ from attrs import frozen
 from .. import netfilter
 from ..announce import OWN, Announcements, Announcer, File, Interface, Name, Told
 from ..config import Announce, AnnounceFrom, GatewayConfig, ServiceConfig
+from ..doors import Doors
 from ..dtp.nft import NftPlane
 from ..dtp.plane import DataPlane
 from ..dtp.relay import RelayPlane
@@ -32,6 +33,7 @@ class Shared:
     """What all services of a process have in common."""
 
     board: Switchboard
+    doors: Doors
     elements: netfilter.Elements | None
     """None where no service needs our table."""
     announcer: Announcer
@@ -41,7 +43,7 @@ class Shared:
 
 def compose(config: ServiceConfig, shared: Shared) -> Service:
     """Raises `BadUsersFile`."""
-    gate = _gate(config, shared.elements)
+    gate = _gate(config, shared.doors, shared.elements)
     return Service(
         terms=Terms(
             service=config.name,
@@ -116,6 +118,7 @@ def _planes(config: ServiceConfig, gate: Gate, shared: Shared) -> list[DataPlane
                     shared.elements,
                     ports,
                     shared.board,
+                    shared.doors,
                     data_setup=timeouts.data_setup,
                     data_idle=timeouts.data_idle,
                     seconds=_element_seconds(config),
@@ -141,12 +144,12 @@ def _element_seconds(config: ServiceConfig) -> float:
     return max(netfilter.ELEMENT_SECONDS, 2 * config.timeouts.data_setup + 60)
 
 
-def _gate(config: ServiceConfig, elements: netfilter.Elements | None) -> Gate:
+def _gate(config: ServiceConfig, doors: Doors, elements: netfilter.Elements | None) -> Gate:
     if config.intercept == "tproxy":
-        return TproxyGate()
+        return TproxyGate(doors)
     if config.intercept == "redirect":
         assert elements is not None
-        return RedirectGate(elements, seconds=_element_seconds(config))
+        return RedirectGate(elements, doors, seconds=_element_seconds(config))
     if config.intercept == "auto":
-        return AutoGate(elements, seconds=_element_seconds(config))
-    return DirectGate()
+        return AutoGate(elements, doors, seconds=_element_seconds(config))
+    return DirectGate(doors)

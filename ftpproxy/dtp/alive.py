@@ -7,6 +7,7 @@ with it, meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 from ..switchboard import Switchboard
@@ -43,6 +44,9 @@ class AlivePaths(Generic[P]):
     def __len__(self) -> int:
         return len(self._paths)
 
+    def __iter__(self) -> Iterator[P]:
+        return iter(list(self._paths))
+
     def add(self, path: P) -> None:
         self._paths[path] = None
 
@@ -54,11 +58,11 @@ class AlivePaths(Generic[P]):
         """Close them all, and sweep no more.  Idempotent."""
         self.closed = True
         self._board.unsweep(self._sweep)
-        for path in list(self._paths):
+        for path in self:
             path.close()
 
     def _sweep(self, now: float) -> None:
-        for path in list(self._paths):
+        for path in self:
             if path in self._paths:
                 self._board.guard(path.sweep, now, path.crashed)
 

@@ -1,21 +1,18 @@
 """How one leg of a relayed data connection comes up: awaited or called.
 
-An awaited leg listens until its peer has called.  Anybody can call a listening port, so only the expected address is
-served: a stranger is reset at once, noted in the log, and the listener goes on (RFC 2577 section 4); after
-`STRANGERS` of them somebody is searching the ports and the endpoint is given up.  When the right peer has come
-the listener and the kernel state behind it go away, and whoever sits in its queue is reset by the kernel.
+An awaited leg is expected at a door (`ftpproxy.doors`), which may be shared with others, until its peer has called;
+then the place there and the kernel state that led to it are given back.
 
 A called leg is dialled; refused, unreachable and no answer in time are reported later, never from inside `dial`.
 
 Every socket carries SO_LINGER {1, 0} from before it is connected to the clean end of the path, so its peer sees a reset
 in every other case: also when this process is killed.  And TCP_NODELAY: what a peer sent at once, such as half of a
-TLS handshake, must not wait here for an acknowledgement.  Accepted sockets inherit both from their listener.
+TLS handshake, must not wait here for an acknowledgement.  Accepted sockets inherit both from their door.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket
 from collections.abc import Callable
@@ -25,28 +22,16 @@ from typing import Protocol
 from .. import sockets
 from ..endpoints import ANY_PORT, Endpoint, Side
 from ..intercept.interceptor import Gate, PortRange, nothing_to_release
-from ..log import event
 from ..paths import Await, Call, Leg
 from ..reasons import Code, Reason, call_failed
-from ..switchboard import READ, WRITE, Switchboard, Watch
+from ..switchboard import WRITE, Switchboard, Watch
 
 __all__ = ["LegOwner", "RelayLeg"]
-
-STRANGERS = 8
-"""Strangers that are turned away before the endpoint is given up."""
-
-ACCEPTS = 16
-"""Calls looked at in one turn."""
 
 DIALS = 4
 """Ports tried where the pair of endpoints is in TIME_WAIT or in use."""
 
 BUSY = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE})
-
-FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""accept(2): nothing to be had now; the call stays in the queue and the listener readable."""
-
-log = logging.getLogger(__name__)
 
 
 class LegOwner(Protocol):
@@ -60,7 +45,7 @@ class LegOwner(Protocol):
 
 
 class RelayLeg:
-    """One leg: nothing yet, listening, dialling, up, closed."""
+    """One leg: nothing yet, expected, dialling, up, closed."""
 
     def __init__(
         self, side: Side, spec: Leg, owner: LegOwner, board: Switchboard, gate: Gate, ports: PortRange
@@ -77,8 +62,6 @@ class RelayLeg:
         self._socket: socket.socket | None = None
         self._watch: Watch | None = None
         self._release: Callable[[], None] = nothing_to_release
-        self._strangers = 0
-        self._full = False
         self._closed = False
 
     @property
@@ -98,9 +81,8 @@ class RelayLeg:
         """Listen for the peer; where it is to call.  Raises `GateError`, `OSError`."""
         assert isinstance(self.spec, Await)
         listener = self._gate.listener(self.spec, self._ports)
-        self._take(listener.socket, listener.release, self._call_came)
-        _prepare(listener.socket)
-        self.watch.want(READ)
+        self._release = listener.release
+        listener.expected.answer(self._call_came, self._owner.crashed)
         return listener.announced
 
     def dial(self) -> None:
@@ -110,7 +92,8 @@ class RelayLeg:
         for tries_left in reversed(range(DIALS)):
             caller = self._gate.caller(call, self._ports)
             self._take(caller.socket, caller.release, self._answer_came)
-            _prepare(caller.socket)
+            sockets.reset_on_close(caller.socket)
+            caller.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             code = caller.socket.connect_ex(call.to.sockaddr())
             if code not in BUSY or not tries_left:
                 break
@@ -121,12 +104,6 @@ class RelayLeg:
             self.watch.want(WRITE)
         else:
             self._board.soon(partial(self._not_reached, code), self._owner.crashed)
-
-    def resume(self) -> None:
-        """Listen on after the process had run out of descriptors."""
-        if self._full and not self.up and not self._closed:
-            self._full = False
-            self.watch.want(READ)
 
     def close(self, *, cleanly: bool = False) -> None:
         """Give everything back; the peer sees a reset unless the connection ended `cleanly`.  Idempotent."""
@@ -149,38 +126,10 @@ class RelayLeg:
         release, self._release = self._release, nothing_to_release
         release()
 
-    def _call_came(self, events: int) -> None:
-        assert isinstance(self.spec, Await)
-        assert self._socket is not None
-        for _ in range(ACCEPTS):
-            try:
-                sock, address = self._socket.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in FULL:
-                    event(log, logging.ERROR, "data.accept", side=self.side, error=error)
-                    self._full = True
-                    self.watch.want(0)  # until the next sweep: it would be reported again and again
-                    return
-                if error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT):
-                    raise
-                continue  # accept(2): ECONNABORTED, EPROTO, EPERM, ...: an error of that call, not of the listener
-            caller = Endpoint.from_sockaddr(address)
-            if caller.host == self.spec.peer:
-                self._let_go(socket.socket.close)
-                sock.setblocking(False)
-                self._take(sock, nothing_to_release, _unexpected)
-                self._now_up()
-                return
-            sockets.close_with_reset(sock)
-            event(log, logging.WARNING, "data.stranger", side=self.side, caller=caller, expected=self.spec.peer)
-            self._strangers += 1
-            if self._strangers == STRANGERS:
-                self._owner.leg_failed(
-                    self.side, f"{STRANGERS} calls from strangers while {self.spec.peer} was expected"
-                )
-                return
+    def _call_came(self, sock: socket.socket) -> None:
+        self._let_go(socket.socket.close)
+        self._take(sock, nothing_to_release, _unexpected)
+        self._now_up()
 
     def _answer_came(self, events: int) -> None:
         assert self._socket is not None
@@ -211,11 +160,6 @@ class RelayLeg:
     def _now_up(self) -> None:
         self.up = True
         self._owner.leg_up(self.side)
-
-
-def _prepare(sock: socket.socket) -> None:
-    sockets.reset_on_close(sock)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _unexpected(events: int) -> None:

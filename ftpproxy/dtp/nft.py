@@ -33,8 +33,9 @@ administrator's forwards pass no chain and are not counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+from ..doors import Doors
 from ..endpoints import ANY_PORT, Endpoint, IPAddress, Side
 from ..intercept.interceptor import PortRange
 from ..netfilter import ELEMENT_SECONDS, Count, Element, Elements, called, carried, of_path
@@ -81,8 +82,10 @@ class NftPath:
         at: Endpoint,
         standing: tuple[Element, ...],
         out: Element,
+        release: Callable[[], None],
     ) -> None:
-        """`standing` lead the caller's one call; `out` is its way out, which may be shared."""
+        """`standing` lead the caller's one call; `out` is its way out, which may be shared; `release` gives its place
+        back."""
         self.announced: Mapping[Side, Endpoint] = {caller: at}
         self._plane = plane
         self._owner = owner
@@ -90,6 +93,7 @@ class NftPath:
         self._version = peer.version
         self._standing = standing
         self._out: Element | None = out
+        self._release = release
         self.counters = plane.counters(peer, at)
         self._counted = [Count()] * len(COUNTERS)  # of counters that were replaced since
         self._last = [Count()] * len(COUNTERS)
@@ -262,6 +266,7 @@ class NftPath:
     def _let_go(self) -> None:
         self._over = True
         self._plane.paths.forget(self)
+        self._release()
         self._stop_awaiting()
         self._plane.elements.remove(*self.counters)
 
@@ -280,6 +285,7 @@ class NftPlane:
         elements: Elements,
         ports: PortRange,
         board: Switchboard,
+        doors: Doors,
         *,
         data_setup: float = DATA_SETUP,
         data_idle: float = DATA_IDLE,
@@ -291,6 +297,7 @@ class NftPlane:
         self.data_idle = data_idle
         self.seconds = seconds
         self._ports = ports
+        self._doors = doors
         self.paths: AlivePaths[NftPath] = AlivePaths(board)
         self._ways_out: dict[tuple[int, bytes], tuple[Element, int]] = {}  # by version and key, with their users
 
@@ -348,6 +355,8 @@ class NftPlane:
             self.elements.remove(out)  # and again below: its time begins anew
         for port in self._candidates(leg.at.port):
             at = leg.at.at(port)
+            if self._doors.taken(at, leg.peer):
+                continue
             once = of_path("once", leg.peer, at, seconds=self.seconds)
             standing = (once, carried(leg.peer, at, to, seconds=self.seconds))
             try:
@@ -355,7 +364,7 @@ class NftPlane:
             except FileExistsError:
                 continue
             self._ways_out[place] = out, users + 1
-            path = NftPath(self, owner, caller, leg.peer, at, standing, out)
+            path = NftPath(self, owner, caller, leg.peer, at, standing, out, self._doors.reserve(at, leg.peer))
             self.paths.add(path)
             return path
         if shared is not None:

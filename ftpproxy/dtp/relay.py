@@ -190,7 +190,6 @@ class RelayPath:
             self._sweep_carrying(now - self._moved_at)
             return
         for leg in self._legs.values():
-            leg.resume()
             if leg.dialled_at is not None and now - leg.dialled_at > self._plane.connect_timeout:
                 text = f"the {leg.side} did not answer within {self._plane.connect_timeout:g} s"
                 at = leg.spec.to if isinstance(leg.spec, Call) else None

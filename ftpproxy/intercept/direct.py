@@ -21,21 +21,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from ..endpoints import ANY_PORT, Endpoint
+from ..doors import Doors
+from ..endpoints import ANY_PORT, Endpoint, IPAddress
 from ..log import event
 from ..paths import Await, Call
 from ..sockets import bound
 from .interceptor import Caller, GateError, Listener, PortRange
 
-__all__ = ["MOST_TRIES", "DirectGate", "bind_to_call", "first_free", "listening", "refusal"]
+__all__ = ["MOST_TRIES", "DirectGate", "at_any_port", "bind_to_call", "expecting", "first_free", "refusal"]
 
 log = logging.getLogger(__name__)
 
 MOST_TRIES = 500
 """How many ports one leg tries before it gives up: 12 ms, and with 98 of 100 ports taken one is found all the same."""
-
-BACKLOG = 16
-"""One peer is expected; strangers (docs/protocol.md item 132) must not crowd it out before they are closed."""
 
 _WHY = {
     errno.EADDRNOTAVAIL: "it is not an address of this machine",
@@ -75,23 +73,11 @@ def first_free(wanted: int, ports: PortRange, attempt: Callable[[int], T]) -> T:
     raise GateError(f"no port is left in {ports} ({min(len(ports), MOST_TRIES)} tried); more data_ports are needed")
 
 
-def listening(at: Endpoint, *, transparent: bool = False) -> socket.socket:
-    """A non-blocking socket that listens at `at`.  Raises `OSError`: EADDRINUSE may come from bind or from listen,
-    because with SO_REUSEADDR only listen tells two listeners apart."""
-    sock = bound(at, transparent=transparent)
-    try:
-        sock.listen(BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 def bind_to_call(source: Endpoint, ports: PortRange, bind: Callable[[Endpoint], socket.socket]) -> socket.socket:
     """A socket bound to `source`; where its port is 0, or cannot be had, to another port of the same host.
 
     Port 20 as the source is a courtesy (RFC 959 section 3.2), a data connection from elsewhere is better than none.
-    Raises `OSError`, `GateError`.
+    Raises `OSError`.
     """
     if source.port != ANY_PORT:
         try:
@@ -100,11 +86,31 @@ def bind_to_call(source: Endpoint, ports: PortRange, bind: Callable[[Endpoint], 
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EADDRINUSE):
                 raise
             event(log, logging.DEBUG, "gate.source_port_denied", source=source, reason=os.strerror(error.errno))
-    return first_free(ANY_PORT, ports, lambda port: bind(source.at(port)))
+    return at_any_port(source.host, ports, bind)
+
+
+def at_any_port(host: IPAddress, ports: PortRange, bind: Callable[[Endpoint], socket.socket]) -> socket.socket:
+    """A socket bound to one of `ports`, or where others listen at all of them to one that the kernel chooses: a service
+    with few ports may have a door at each.  Raises `OSError`."""
+    try:
+        return first_free(ANY_PORT, ports, lambda port: bind(Endpoint(host, port)))
+    except GateError:
+        return bind(Endpoint(host, ANY_PORT))
+
+
+def expecting(leg: Await, ports: PortRange, doors: Doors, *, transparent: bool = False) -> Listener:
+    """Expect `leg.peer` at `leg.at` itself.  Raises `GateError`, `OSError`."""
+    expected = first_free(
+        leg.at.port, ports, lambda port: doors.expect(leg.at.at(port), leg.peer, transparent=transparent)
+    )
+    return Listener(expected, expected.at, expected.close)
 
 
 class DirectGate:
     """Ordinary sockets at addresses of this machine."""
+
+    def __init__(self, doors: Doors) -> None:
+        self._doors = doors
 
     def prepare(self, listener: socket.socket) -> None:
         """An ordinary listener needs nothing."""
@@ -116,12 +122,11 @@ class DirectGate:
     def listener(self, leg: Await, ports: PortRange) -> Listener:
         """Listen at `leg.at`.  Raises `GateError`: not our address, no port left, no right to that port."""
         with refusal(f"listen at {leg.at}"):
-            sock = first_free(leg.at.port, ports, lambda port: listening(leg.at.at(port)))
-            return Listener(sock, Endpoint.from_sockaddr(sock.getsockname()))
+            return expecting(leg, ports, self._doors)
 
     def caller(self, leg: Call, ports: PortRange) -> Caller:
-        """A socket bound to `leg.source`, if need be to another port of it.  Raises `GateError`: not our address, no
-        port left.  EADDRNOTAVAIL from the owner's connect means that this very connection exists (or sits in
+        """A socket bound to `leg.source`, if need be to another port of it.  Raises `GateError`: not our address.
+        EADDRNOTAVAIL from the owner's connect means that this very connection exists (or sits in
         TIME_WAIT): another call of `caller`, with `leg.source` at port 0, gives another port."""
         with refusal(f"call {leg.to} from {leg.source}"):
             return Caller(bind_to_call(leg.source, ports, bound))

@@ -11,9 +11,10 @@ Contract of every gate:
 * Ports come from the `PortRange` that the caller hands over, never from the kernel's ephemeral range:
   connect() skips ephemeral ports that carry bound sockets in TIME_WAIT, and binding to port 0 gets slow
   with thousands of them.
-* What `listener` returns is listening when it returns, and the kernel state that leads the peer to it
-  stands: **install, then announce**.
-* `release` gives kernel state back.  It is idempotent, never raises, and does not close the socket.
+* When `listener` returns, somebody listens (`ftpproxy.doors`), and the kernel state that leads the peer there stands:
+  **install, then announce**.
+* `release` gives kernel state back.  It is idempotent and never raises.  That of a `Listener` ends the waiting as well,
+  that of a `Caller` does not close the socket.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Protocol
 
 from attrs import define
 
+from ..doors import Expected
 from ..endpoints import Endpoint
 from ..paths import Await, Call
 
@@ -41,12 +43,12 @@ def nothing_to_release() -> None:
 
 @define
 class Listener:
-    """A listening, non-blocking socket and the place where the peer finds it."""
+    """Somebody who is expected at a door, and the place where he finds it."""
 
-    socket: socket.socket
+    expected: Expected
     announced: Endpoint
-    """The endpoint that the peer calls; differs from `socket.getsockname()` where the kernel redirects."""
-    release: Callable[[], None] = nothing_to_release
+    """The endpoint that the peer calls; differs from `expected.at` where the kernel redirects."""
+    release: Callable[[], None]
 
 
 @define

@@ -24,20 +24,23 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import os
 import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 from attrs import frozen
 
+from ..doors import Doors
 from ..endpoints import Endpoint, IPAddress
 from ..log import event
 from ..netfilter import ELEMENT_SECONDS, TABLE, Element, Elements, awaited, called
 from ..paths import Await, Call
 from ..sockets import IP_TRANSPARENT, IPV6_TRANSPARENT, SO_ORIGINAL_DST, bound, family, is_ours
-from .direct import DirectGate, bind_to_call, first_free, listening, refusal
+from .direct import DirectGate, at_any_port, bind_to_call, expecting, first_free, refusal
 from .interceptor import Caller, GateError, Listener, PortRange
 
 __all__ = ["AutoGate", "RedirectGate", "TproxyGate"]
@@ -54,6 +57,9 @@ _sockaddr_in6 = struct.Struct("!2xH4x16s4x")
 
 class TproxyGate:
     """Foreign addresses by IP_TRANSPARENT.  Needs the rules and the policy route, and CAP_NET_RAW."""
+
+    def __init__(self, doors: Doors) -> None:
+        self._doors = doors
 
     def prepare(self, listener: socket.socket) -> None:
         """Make a control listener one that `tproxy` may use.  Raises `GateError` without CAP_NET_RAW, unless it is one
@@ -77,14 +83,14 @@ class TproxyGate:
         A port at which this gateway itself listens on the wildcard address counts as taken.
         """
         with refusal(f"listen at {leg.at}"):
-            sock = first_free(leg.at.port, ports, lambda port: _ours_or_foreign(listening, leg.at.at(port)))
-            return Listener(sock, Endpoint.from_sockaddr(sock.getsockname()))
+            return expecting(leg, ports, self._doors, transparent=not is_ours(leg.at.host))
 
     def caller(self, leg: Call, ports: PortRange) -> Caller:
         """A socket bound to `leg.source`, ours or not, if need be to another port of it.  Raises `GateError` as
         `listener`; for EADDRNOTAVAIL from connect see `DirectGate.caller`."""
         with refusal(f"call {leg.to} from {leg.source}"):
-            return Caller(bind_to_call(leg.source, ports, lambda source: _ours_or_foreign(bound, source)))
+            bind = partial(bound, transparent=not is_ours(leg.source.host))
+            return Caller(bind_to_call(leg.source, ports, bind))
 
     def close(self) -> None:
         """Nothing was installed."""
@@ -98,13 +104,14 @@ class AutoGate:
     made by IP_TRANSPARENT, which works under `tproxy` only.
     """
 
-    def __init__(self, elements: Elements | None, *, seconds: float = ELEMENT_SECONDS) -> None:
-        self._data = TproxyGate() if elements is None else RedirectGate(elements, seconds=seconds)
+    def __init__(self, elements: Elements | None, doors: Doors, *, seconds: float = ELEMENT_SECONDS) -> None:
+        self._transparent = TproxyGate(doors)
+        self._data = self._transparent if elements is None else RedirectGate(elements, doors, seconds=seconds)
 
     def prepare(self, listener: socket.socket) -> None:
         """Make it a listener that `tproxy` may use, if we may."""
         try:
-            TproxyGate().prepare(listener)
+            self._transparent.prepare(listener)
         except GateError as error:
             event(log, logging.DEBUG, "gate.not_transparent", reason=error)
 
@@ -141,16 +148,6 @@ def _tracked_destination(control: socket.socket) -> Endpoint:
     return Endpoint(ipaddress.ip_address(host), port)
 
 
-def _ours_or_foreign(make: Callable[..., socket.socket], at: Endpoint) -> socket.socket:
-    """`make(at)`, with IP_TRANSPARENT only where the address asks for it."""
-    try:
-        return make(at)
-    except OSError as error:
-        if error.errno != errno.EADDRNOTAVAIL:
-            raise
-    return make(at, transparent=True)
-
-
 @frozen(eq=False)
 class _Standing:
     """An element that we added, until (by the monotonic clock) the kernel drops it."""
@@ -166,11 +163,12 @@ class RedirectGate:
     that nobody releases lives `seconds`: more than a data connection may take to come up (`data_setup`).
     """
 
-    def __init__(self, elements: Elements, *, seconds: float = ELEMENT_SECONDS) -> None:
+    def __init__(self, elements: Elements, doors: Doors, *, seconds: float = ELEMENT_SECONDS) -> None:
         self._elements = elements
+        self._doors = doors
         self._seconds = seconds
         self._standing: set[_Standing] = set()
-        self._direct = DirectGate()
+        self._direct = DirectGate(doors)
 
     def prepare(self, listener: socket.socket) -> None:
         """`redirect` needs an ordinary listener, at the address of the clients' interface or at the wildcard."""
@@ -190,9 +188,15 @@ class RedirectGate:
         local = _towards(leg.peer)
 
         def attempt(port: int) -> Listener:
-            sock = listening(Endpoint(local, port))
-            element = awaited(leg.peer, leg.at.at(port), Endpoint(local, port), seconds=self._seconds)
-            return Listener(sock, leg.at.at(port), self._add(element, sock))
+            at, here = leg.at.at(port), Endpoint(local, port)
+            if self._doors.taken(at, leg.peer):
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            with ExitStack() as stack:
+                expected = self._doors.expect(here, leg.peer)
+                stack.callback(expected.close)
+                stack.callback(self._doors.reserve(at, leg.peer))
+                stack.callback(self._add(awaited(leg.peer, at, here, seconds=self._seconds)))
+                return Listener(expected, at, stack.pop_all().close)
 
         with refusal(f"listen at {leg.at}"):
             return first_free(leg.at.port, ports, attempt)
@@ -207,30 +211,29 @@ class RedirectGate:
                 return self._direct.caller(leg, ports)
         local = _towards(leg.to.host)
         with refusal(f"call {leg.to} from {leg.source}"):
-            sock = first_free(0, ports, lambda port: bound(Endpoint(local, port)))
-            return Caller(sock, self._add(called(local, leg.to, leg.source, seconds=self._seconds), sock))
+            sock = at_any_port(local, ports, bound)
+            try:
+                return Caller(sock, self._add(called(local, leg.to, leg.source, seconds=self._seconds)))
+            except BaseException:
+                sock.close()
+                raise
 
     def close(self) -> None:
         """Take away every element that was not released."""
         for standing in tuple(self._standing):
             self._remove(standing)
 
-    def _add(self, element: Element, sock: socket.socket) -> Callable[[], None]:
-        """Add `element` and return what takes it away.  On failure `sock` is closed and the error raised."""
+    def _add(self, element: Element) -> Callable[[], None]:
+        """Add `element` and return what takes it away.  Raises `GateError`, `OSError`."""
         until = time.monotonic() + element.seconds - TICKS
         try:
             self._elements.add(element)
         except PermissionError as error:
-            sock.close()
             raise GateError(
                 "changing nftables needs CAP_NET_ADMIN: run this as root, or give it the capability"
             ) from error
         except FileNotFoundError as error:
-            sock.close()
             raise GateError(f"table inet {TABLE} is gone and cannot be loaded again: {error.__cause__}") from error
-        except BaseException:
-            sock.close()
-            raise
         standing = _Standing(element, until)
         self._standing.add(standing)
         return partial(self._remove, standing)

@@ -37,8 +37,9 @@ async def stage(board: Switchboard, request: pytest.FixtureRequest) -> AsyncIter
     """Takes options of the plane, and `version` 4 or 6, as an indirect parameter."""
     stage = Stage(board, **getattr(request, "param", {}))
     yield stage
-    left = len(stage.plane)
+    left, doors = len(stage.plane), len(stage.doors)
     stage.close()
     assert left == 0, "a path was left in the plane"
+    assert doors == 0, "somebody is still expected"
     assert stage.gate.held == 0, "kernel state was not released"
     assert not board.selector.get_map(), "a descriptor is still watched"

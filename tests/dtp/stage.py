@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from ftpproxy import sockets
+from ftpproxy.doors import Doors, Expected
 from ftpproxy.dtp.plane import Path
 from ftpproxy.dtp.relay import RelayPath, RelayPlane
 from ftpproxy.endpoints import Endpoint, IPAddress, Side
@@ -28,22 +29,27 @@ PATIENCE = 20
 class LoopbackGate:
     """Addresses of this machine, and a count of what was not released."""
 
-    def __init__(self) -> None:
+    def __init__(self, doors: Doors) -> None:
+        self.doors = doors
         self.held = 0
 
     def listener(self, leg: Await, ports: PortRange) -> Listener:
         for port in [leg.at.port] if leg.at.port else ports.once_round(100):
-            sock = sockets.bound(leg.at.at(port))
             try:
-                sock.listen(16)
+                expected = self.doors.expect(leg.at.at(port), leg.peer)
             except OSError:
-                sock.close()
                 continue
-            return Listener(sock, leg.at.at(port), self._hold())
+            release = self._hold()
+
+            def both(expected: Expected = expected, release: Callable[[], None] = release) -> None:
+                expected.close()
+                release()
+
+            return Listener(expected, expected.at, both)
         raise GateError(f"no port at {leg.at} is free")
 
     def caller(self, leg: Call, ports: PortRange) -> Caller:
-        for port in [leg.source.port] if leg.source.port else ports.once_round(100):
+        for port in [leg.source.port] if leg.source.port else [*ports.once_round(100), 0]:
             try:
                 return Caller(sockets.bound(leg.source.at(port)), self._hold())
             except OSError:
@@ -136,7 +142,8 @@ class Stage:
 
     def __init__(self, board: Switchboard, version: int = 4, **options: Any) -> None:
         self.board = board
-        self.gate = LoopbackGate()
+        self.doors = Doors(board)
+        self.gate = LoopbackGate(self.doors)
         self.host = LOOPBACK[version]
         self.plane = RelayPlane(self.gate, PortRange(20000, 29999), board, **options)
         self.family = sockets.family(self.host)
@@ -175,8 +182,8 @@ class Stage:
             sock, _ = await listener.accept()
         return self.mine(sock)
 
-    def awaits(self) -> Await:
-        return Await(Endpoint(self.host, 0), self.host)
+    def awaits(self, caller: str | None = None) -> Await:
+        return Await(Endpoint(self.host, 0), ip_address(caller) if caller else self.host)
 
     def calls(self, to: Endpoint) -> Call:
         return Call(to, Endpoint(self.host, 0))
@@ -216,6 +223,7 @@ class Stage:
 
     def close(self) -> None:
         self.plane.close()
+        self.doors.close()
         for sock in self._sockets:
             sock.close()
 

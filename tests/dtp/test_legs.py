@@ -21,6 +21,7 @@ from ftpproxy.endpoints import Endpoint, Side
 from ftpproxy.intercept.interceptor import GateError
 from ftpproxy.paths import Call, Direction, PathSpec
 
+from ..intercept.test_direct import span
 from ..waiting import open_descriptors
 from .stage import Owner, Stage, both_families, clean, refused, rest, send
 
@@ -281,14 +282,92 @@ async def test_a_stranger_is_turned_away(stage: Stage, caplog: pytest.LogCapture
 
 
 @pytest.mark.linux("all of 127/8 is loopback")
-async def test_too_many_strangers(stage: Stage) -> None:
-    """Section 6.4: after eight somebody searches the ports."""
+async def test_strangers_end_nothing(stage: Stage) -> None:
+    """Item 132: whoever wants to cut off the others does not manage it by calling, however often."""
     owner = Owner()
     path = stage.open(PathSpec(stage.awaits(), stage.awaits()), owner)
-    for _ in range(8):
-        assert await stage.turned_away(path.announced[SERVER], source="127.0.0.2")
-    assert "strangers" in await owner.failure()
-    assert refused(path.announced[SERVER])
+    for _ in range(20):
+        assert await stage.turned_away(path.announced[CLIENT], source="127.0.0.2")
+    await stage.call(path.announced[CLIENT])
+    await owner.is_up(CLIENT)
+    path.close()
+
+
+@pytest.mark.linux("all of 127/8 is loopback")
+async def test_a_port_is_shared_by_callers(stage: Stage) -> None:
+    """Each gets its own path, whatever the order; one that is expected there already takes another port."""
+    callers = [f"127.0.0.{number}" for number in range(10, 40)]
+    stage.plane.ports = ports = span("127.0.0.1", 2)
+    owners: list[Owner] = []
+    listener, at = await stage.listening()
+    listener.listen(100)
+    for caller in [*callers, *callers]:
+        owners.append(Owner())
+        stage.open(PathSpec(stage.awaits(caller), stage.calls(at)), owners[-1])
+        await owners[-1].is_up(SERVER)
+    servers = [await stage.accept(listener) for _ in owners]
+    paths = list(stage.plane.paths)
+    assert {path.announced[CLIENT].port for path in paths} == set(ports.once_round())
+    assert len(stage.doors) == 2
+    assert isinstance(stage.plane.open(PathSpec(stage.awaits(callers[3]), stage.calls(at)), Owner()), Refused)
+    for number in reversed(range(len(owners))):
+        client = await stage.call(paths[number].announced[CLIENT], source=callers[number % len(callers)])
+        await send(servers[number], b"%d" % number, end=True)
+        assert await rest(client) == b"%d" % number
+        await send(client, b"", end=True)
+        await owners[number].end()
+    assert len(stage.doors) == 0
+    assert all(refused(Endpoint(stage.host, port)) for port in ports.once_round())
+
+
+@pytest.mark.linux("all of 127/8 is loopback")
+async def test_who_shares_a_port_is_left_alone(stage: Stage) -> None:
+    """A path that is closed, or has had its call, leaves the door to the others."""
+    stage.plane.ports = ports = span("127.0.0.1", 1)
+    closed, served, waiting = owners = [Owner(), Owner(), Owner()]
+    for number, owner in enumerate(owners):
+        stage.open(PathSpec(stage.awaits(f"127.0.0.{10 + number}"), stage.calls(Endpoint(stage.host, 1))), owner)
+    # A server that refuses ends each of them later; nobody has had a turn yet.
+    paths = list(stage.plane.paths)
+    assert [path.announced[CLIENT].port for path in paths] == [*ports.once_round()] * 3
+    paths[0].close()
+    assert len(stage.doors) == 1
+    assert "refused" in await served.failure()
+    assert "refused" in await waiting.failure()
+    assert not closed.over
+    assert len(stage.doors) == 0
+
+
+@pytest.mark.linux("all of 127/8 is loopback")
+async def test_a_second_call_of_the_same_caller_is_a_strangers(stage: Stage) -> None:
+    """Section 2.2: one endpoint is one connection, also where the port stays open for others."""
+    stage.plane.ports = span("127.0.0.1", 2)
+    first, other = Owner(), Owner()
+    path = stage.open(PathSpec(stage.awaits("127.0.0.10"), stage.awaits("127.0.0.10")), first)
+    stage.open(PathSpec(stage.awaits("127.0.0.11"), stage.awaits("127.0.0.11")), other)
+    await stage.call(path.announced[CLIENT], source="127.0.0.10")
+    await first.is_up(CLIENT)
+    assert await stage.turned_away(path.announced[CLIENT], source="127.0.0.10")
+    assert not other.over
+    stage.plane.close()
+
+
+@pytest.mark.linux("all of 127/8 is loopback")
+async def test_a_crash_ends_one_path(stage: Stage) -> None:
+    """What goes wrong with one caller does not concern who waits behind the same door."""
+    stage.plane.ports = span("127.0.0.1", 2)
+    unlucky, other = Owner(), Owner()
+    path = stage.open(PathSpec(stage.awaits("127.0.0.10"), stage.awaits("127.0.0.12")), unlucky)
+    stage.open(PathSpec(stage.awaits("127.0.0.11"), stage.awaits("127.0.0.13")), other)
+
+    def crash(path: object, side: Side) -> None:
+        raise RuntimeError("for a test")
+
+    unlucky.on_connected = crash
+    assert await stage.turned_away(path.announced[CLIENT], source="127.0.0.10")
+    assert "for a test" in await unlucky.failure()
+    assert not other.over
+    stage.plane.close()
 
 
 async def test_a_call_that_reaches_its_own_caller_is_a_failure(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

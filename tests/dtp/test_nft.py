@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from attrs import define, field, frozen
 
+from ftpproxy.doors import Doors
 from ftpproxy.dtp.nft import COUNTERS, NftPath, NftPlane
 from ftpproxy.dtp.plane import Path as AnyPath
 from ftpproxy.dtp.plane import Refused
@@ -72,6 +73,7 @@ class Stage:
     world: World
     elements: Elements
     board: Switchboard
+    doors: Doors
     plane: NftPlane
 
     def later(self, seconds: float) -> None:
@@ -111,8 +113,9 @@ def stage(three: World) -> Iterator[Stage]:
         elements = Elements(load_table)
         elements.check()
         board = Switchboard()
-        plane = NftPlane(elements, PortRange(20000, 20099), board)
-        yield Stage(three, elements, board, plane)
+        doors = Doors(board)
+        plane = NftPlane(elements, PortRange(20000, 20099), board, doors)
+        yield Stage(three, elements, board, doors, plane)
         plane.close()
         elements.close()
         board.close()
@@ -291,7 +294,7 @@ def test_a_port_serves_many(three: World, stage: Stage) -> None:
     """RFC 6056 section 2.3: what tells connections apart is all four numbers; one port is enough for any number of
     clients, and taken for one that is awaited there already."""
     family = FAMILIES[0]
-    plane = NftPlane(stage.elements, PortRange(20500, 20501), stage.board)
+    plane = NftPlane(stage.elements, PortRange(20500, 20501), stage.board, stage.doors)
     paths = []
     for client in (family.client, family.second):
         ports = set()
@@ -396,7 +399,7 @@ def test_a_client_resets_it(stage: Stage, family: Family, direction: Direction) 
 def test_a_long_transfer_outlives_its_elements(three: World, stage: Stage) -> None:
     """Counters are renewed before they time out, and what they had counted is kept."""
     family = FAMILIES[0]
-    plane = NftPlane(stage.elements, PortRange(20500, 20509), stage.board, seconds=600)
+    plane = NftPlane(stage.elements, PortRange(20500, 20509), stage.board, stage.doors, seconds=600)
     owner = Owner()
     path = plane.open(passive(family), owner)
     assert isinstance(path, NftPath)
@@ -478,7 +481,7 @@ def test_another_table_of_our_name(stage: Stage, family: Family) -> None:
 @pytest.mark.netns
 def test_everything_has_a_time(stage: Stage, family: Family) -> None:
     """Item 103: what a killed process leaves is gone by itself."""
-    plane = NftPlane(stage.elements, PortRange(20500, 20509), stage.board, seconds=0.3)
+    plane = NftPlane(stage.elements, PortRange(20500, 20509), stage.board, stage.doors, seconds=0.3)
     assert isinstance(plane.open(passive(family), Owner()), NftPath)
     assert len(stage.left()) == 7
     until(lambda: stage.left() == [], "elements that outlive their time")

@@ -17,17 +17,24 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
+from typing import Protocol
 
 import pytest
 from attrs import frozen
 
+from ftpproxy.doors import Doors
 from ftpproxy.endpoints import Endpoint, IPAddress
+from ftpproxy.intercept.interceptor import Listener
 
 CLONE_NEWNET = 0x40000000
 WAIT = 5.0
 """Seconds after which something that should have happened has not."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
 
 
 def _checked(result: int) -> None:
@@ -146,7 +153,7 @@ def world() -> Iterator[World]:
             namespace.close()
 
 
-def _ready(sock: socket.socket, event: int) -> bool:
+def _ready(sock: HasFileno, event: int) -> bool:
     poll = select.poll()
     poll.register(sock, event)
     return bool(poll.poll(WAIT * 1000))
@@ -170,6 +177,22 @@ def accept(listener: socket.socket) -> socket.socket:
     """The next connection of a listener, blocking or not."""
     assert _ready(listener, select.POLLIN), "nobody called"
     sock, _ = listener.accept()
+    sock.settimeout(WAIT)
+    return sock
+
+
+def call(doors: Doors, listener: Listener) -> socket.socket:
+    """The next call of the peer that `listener` is for."""
+    calls: list[socket.socket] = []
+
+    def crashed(error: Exception) -> None:
+        raise error
+
+    listener.expected.answer(calls.append, crashed)
+    while not calls:
+        assert _ready(doors.board.selector, select.POLLIN), "nobody called"
+        doors.board.turn()
+    (sock,) = calls
     sock.settimeout(WAIT)
     return sock
 

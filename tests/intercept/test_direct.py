@@ -10,12 +10,13 @@ import sys
 
 import pytest
 
+from ftpproxy.doors import Doors
 from ftpproxy.endpoints import Endpoint, parse_address
 from ftpproxy.intercept.direct import DirectGate
 from ftpproxy.intercept.interceptor import Gate, GateError, PortRange
 from ftpproxy.paths import Await, Call
 
-from .namespaces import accept, connected, name, peer, talk
+from .namespaces import accept, call, connected, name, peer, talk
 
 LOOPBACK = pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 FOREIGN = pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
@@ -36,77 +37,70 @@ def span(host: str, length: int) -> PortRange:
 
 
 @LOOPBACK
-def test_listener(host: str) -> None:
+def test_listener(doors: Doors, host: str) -> None:
     """Items 72 and 82: it listens when it is returned, at the address named, at a port of the range."""
     at = Endpoint(parse_address(host), 0)
     ports = span(host, 5)
-    gate: Gate = DirectGate()
+    gate: Gate = DirectGate(doors)
     listener = gate.listener(Await(at, at.host), ports)
-    with listener.socket:
-        assert listener.announced == name(listener.socket)
-        assert listener.announced.host == at.host
-        assert listener.announced.port in ports.once_round()
-        assert not listener.socket.getblocking()
-        assert not listener.socket.get_inheritable()
-        with socket.create_connection(listener.announced.sockaddr()) as client, accept(listener.socket) as data:
-            talk(client, data)
-            assert DirectGate().original_destination(data) == peer(client) == listener.announced
+    assert listener.announced == listener.expected.at
+    assert listener.announced.host == at.host
+    assert listener.announced.port in ports.once_round()
+    with socket.create_connection(listener.announced.sockaddr()) as client, call(doors, listener) as data:
+        assert not data.get_inheritable()
+        talk(client, data)
+        assert gate.original_destination(data) == peer(client) == listener.announced
     listener.release()
     listener.release()
 
 
 @LOOPBACK
-def test_ports_once_each_then_a_refusal(host: str) -> None:
+def test_ports_once_each_then_a_refusal(doors: Doors, host: str) -> None:
     """Item 133, and EADDRINUSE (of bind or of listen) means the next port: until none is left."""
     at = Endpoint(parse_address(host), 0)
     ports = span(host, 5)
-    held = []
-    try:
-        busy = next(ports.once_round())
-        stranger = socket.create_server((host, busy), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        held.append(stranger)
-        for _ in range(4):
-            held.append(DirectGate().listener(Await(at, at.host), ports).socket)
-        assert {name(sock).port for sock in held} == set(ports.once_round())
+    gate = DirectGate(doors)
+    busy = next(ports.once_round())
+    with socket.create_server((host, busy), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+        held = [gate.listener(Await(at, at.host), ports) for _ in range(4)]
+        assert {listener.announced.port for listener in held} | {busy} == set(ports.once_round())
         with pytest.raises(GateError, match=rf"no port is left in {ports} \(5 tried\)"):
-            DirectGate().listener(Await(at, at.host), ports)
+            gate.listener(Await(at, at.host), ports)
         with pytest.raises(GateError, match=f"port {busy} is taken"):
-            DirectGate().listener(Await(at.at(busy), at.host), ports)
-        held.pop().close()
-        held.append(DirectGate().listener(Await(at, at.host), ports).socket)
-    finally:
-        for sock in held:
-            sock.close()
+            gate.listener(Await(at.at(busy), at.host), ports)
+        held.pop().release()
+        gate.listener(Await(at, at.host), ports)
 
 
 @LOOPBACK
-def test_listen_arbitrates(host: str) -> None:
+def test_listen_arbitrates(doors: Doors, host: str) -> None:
     """With SO_REUSEADDR a bound socket that does not listen yet is not in the way."""
     at = Endpoint(parse_address(host), 0)
     ports = span(host, 1)
-    caller = DirectGate().caller(Call(at.at(9), at), ports)
+    gate = DirectGate(doors)
+    caller = gate.caller(Call(at.at(9), at), ports)
     with caller.socket:
-        listener = DirectGate().listener(Await(at, at.host), ports)
-        with listener.socket:
-            assert name(caller.socket) == listener.announced
-            with pytest.raises(GateError, match="no port is left"):
-                DirectGate().caller(Call(at.at(9), at), ports)
+        listener = gate.listener(Await(at, at.host), ports)
+        assert name(caller.socket) == listener.announced
+        other = gate.caller(Call(at.at(9), at), ports)  # where all ports have a door, any other one will do
+        with other.socket:
+            assert name(other.socket).host == at.host
+            assert name(other.socket).port not in ports.once_round()
 
 
 @LOOPBACK
-def test_caller(host: str) -> None:
+def test_caller(doors: Doors, host: str) -> None:
     """Item 83: the call comes from the address that was named, from a port of the range, each in turn."""
     at = Endpoint(parse_address(host), 0)
     seen = set()
-    listening = DirectGate().listener(Await(at, at.host), span(host, 1))
     ports = span(host, 3)
-    with listening.socket:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
         for _ in range(3):
-            caller = DirectGate().caller(Call(listening.announced, at), ports)
+            caller = DirectGate(doors).caller(Call(name(listening), at), ports)
             with caller.socket:
                 assert not caller.socket.getblocking()
-                connected(caller.socket, listening.announced)
-                with accept(listening.socket) as data:
+                connected(caller.socket, name(listening))
+                with accept(listening) as data:
                     assert peer(data) == name(caller.socket)
                     assert peer(data).host == at.host
                     seen.add(peer(data).port)
@@ -114,41 +108,45 @@ def test_caller(host: str) -> None:
 
 
 @LOOPBACK
-def test_a_source_port_that_is_taken_becomes_another(host: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_source_port_that_is_taken_becomes_another(doors: Doors, host: str, caplog: pytest.LogCaptureFixture) -> None:
     """Item 85 is a SHOULD: the data connection matters more than where it comes from."""
     at = Endpoint(parse_address(host), 0)
     ports = span(host, 4)
-    taken = DirectGate().listener(Await(at, at.host), ports)
-    with taken.socket, caplog.at_level(logging.DEBUG):
-        caller = DirectGate().caller(Call(at.at(9), taken.announced), ports)
+    gate = DirectGate(doors)
+    taken = gate.listener(Await(at, at.host), ports)
+    with caplog.at_level(logging.DEBUG):
+        caller = gate.caller(Call(at.at(9), taken.announced), ports)
         with caller.socket:
             assert name(caller.socket).port in set(ports.once_round()) - {taken.announced.port}
     assert [record.getMessage() for record in caplog.records] == ["gate.source_port_denied"]
 
 
 @FOREIGN
-def test_foreign_addresses_are_refused(host: str) -> None:
+def test_foreign_addresses_are_refused(doors: Doors, host: str) -> None:
     """What would mend it is another `intercept`; the sentence says whose address it is not."""
     foreign = Endpoint(parse_address(host), 0)
     ports = PortRange(20000, 20999)
     with pytest.raises(GateError, match=r"cannot listen at .*: it is not an address of this machine"):
-        DirectGate().listener(Await(foreign, foreign.host), ports)
+        DirectGate(doors).listener(Await(foreign, foreign.host), ports)
     with pytest.raises(GateError, match=r"cannot call .* from .*: it is not an address of this machine"):
-        DirectGate().caller(Call(foreign.at(9), foreign.at(20)), ports)
+        DirectGate(doors).caller(Call(foreign.at(9), foreign.at(20)), ports)
 
 
 UNPRIVILEGED = """
+from ftpproxy.doors import Doors
 from ftpproxy.endpoints import Endpoint
 from ftpproxy.intercept.direct import DirectGate
 from ftpproxy.intercept.interceptor import GateError, PortRange
 from ftpproxy.paths import Await, Call
+from ftpproxy.switchboard import Switchboard
 
 twenty = Endpoint.parse("127.0.0.1:20")
 ports = PortRange(20000, 20999)
-with DirectGate().caller(Call(twenty.at(9), twenty), ports).socket as caller:
+gate = DirectGate(Doors(Switchboard()))
+with gate.caller(Call(twenty.at(9), twenty), ports).socket as caller:
     print(20000 <= caller.getsockname()[1] <= 20999)
 try:
-    DirectGate().listener(Await(twenty, twenty.host), ports)
+    gate.listener(Await(twenty, twenty.host), ports)
 except GateError as error:
     print(error)
 """

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from ftpproxy.doors import Doors
 from ftpproxy.endpoints import Endpoint, unspecified
 from ftpproxy.intercept.interceptor import Gate, GateError, PortRange
 from ftpproxy.intercept.linux import RedirectGate, TproxyGate
@@ -20,7 +21,21 @@ from ftpproxy.paths import Await, Call
 from ftpproxy.table import load_table, remove_table
 
 from ..waiting import open_descriptors
-from .namespaces import FAMILIES, Family, Namespace, World, accept, connect, connected, listen, name, peer, talk, world
+from .namespaces import (
+    FAMILIES,
+    Family,
+    Namespace,
+    World,
+    accept,
+    call,
+    connect,
+    connected,
+    listen,
+    name,
+    peer,
+    talk,
+    world,
+)
 
 pytestmark = pytest.mark.netns
 
@@ -61,13 +76,13 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 @pytest.fixture
-def tproxy(three: World) -> Iterator[TproxyGate]:
+def tproxy(three: World, doors: Doors) -> Iterator[TproxyGate]:
     routes = [(v, "default" if v == "-4" else "::/0") for v in ("-4", "-6")]
     for version, everything in routes:
         three.gateway.run("ip", version, "rule", "add", "fwmark", MARK, "lookup", TABLE)
         three.gateway.run("ip", version, "route", "add", "local", everything, "dev", "lo", "table", TABLE)
     three.gateway.run("nft", "-f", "-", text=TPROXY_RULES)
-    yield TproxyGate()
+    yield TproxyGate(doors)
     three.gateway.run("nft", "flush", "ruleset")
     for version, _ in routes:
         three.gateway.run("ip", version, "rule", "del", "fwmark", MARK, "lookup", TABLE)
@@ -75,13 +90,13 @@ def tproxy(three: World) -> Iterator[TproxyGate]:
 
 
 @pytest.fixture
-def redirect(three: World) -> Iterator[RedirectGate]:
+def redirect(three: World, doors: Doors) -> Iterator[RedirectGate]:
     with three.gateway.inside():
         load_table()
         elements = Elements()
     three.gateway.run("nft", "-f", "-", text=REDIRECT_RULES)
     with elements:
-        yield RedirectGate(elements)
+        yield RedirectGate(elements, doors)
     left = in_maps(three.gateway)
     with three.gateway.inside():
         remove_table()
@@ -154,48 +169,45 @@ def test_redirected_to_a_dual_stack_listener(three: World, redirect: RedirectGat
         assert redirect.original_destination(control) == dialled
 
 
-def test_foreign_listener(three: World, gate: Gate, family: Family, ports: PortRange) -> None:
+def test_foreign_listener(three: World, gate: Gate, doors: Doors, family: Family, ports: PortRange) -> None:
     """Items 72 and 81: once `listener` returned, a client that calls the server's address reaches us there."""
     with three.gateway.inside():
         listener = gate.listener(Await(Endpoint(family.server, 0), family.client), ports)
-    with listener.socket:
-        assert listener.announced.host == family.server
-        assert 20000 <= listener.announced.port <= 20999
-        assert not listener.socket.getblocking()
-        if isinstance(gate, RedirectGate):
-            assert in_maps(three.gateway) == [f"awaited{family.version}"]
-        with connect(three.client, listener.announced, family.client) as client, accept(listener.socket) as data:
-            own = listener.announced if isinstance(gate, TproxyGate) else Endpoint(family.inside, name(data).port)
-            assert name(data) == own
-            assert peer(data) == name(client)
-            assert peer(client) == listener.announced
-            listener.release()
-            listener.release()
-            talk(client, data)
+    assert listener.announced.host == family.server
+    assert 20000 <= listener.announced.port <= 20999
+    if isinstance(gate, RedirectGate):
+        assert in_maps(three.gateway) == [f"awaited{family.version}"]
+    with connect(three.client, listener.announced, family.client) as client, call(doors, listener) as data:
+        own = listener.announced if isinstance(gate, TproxyGate) else Endpoint(family.inside, name(data).port)
+        assert name(data) == own
+        assert peer(data) == name(client)
+        assert peer(client) == listener.announced
+        listener.release()
+        listener.release()
+        talk(client, data)
     if isinstance(gate, RedirectGate):
         assert in_maps(three.gateway) == []
 
 
 def test_only_the_client_that_was_told_is_mapped(
-    three: World, redirect: RedirectGate, family: Family, ports: PortRange
+    three: World, redirect: RedirectGate, doors: Doors, family: Family, ports: PortRange
 ) -> None:
     """Items 86 and 132: another client's call to the same port goes where it would have gone without us."""
     with three.gateway.inside():
         listener = redirect.listener(Await(Endpoint(family.server, 0), family.client), ports)
-    with listener.socket:
-        with pytest.raises(ConnectionRefusedError):  # by the server, where nothing listens
-            connect(three.client, listener.announced, family.second)
-        with (
-            listen(three.server, listener.announced) as real,
-            connect(three.client, listener.announced, family.second) as second,
-            accept(real) as at_server,
-        ):
-            talk(second, at_server)
-        with connect(three.client, listener.announced, family.client) as client, accept(listener.socket) as data:
-            talk(client, data)
-        listener.release()
-        with pytest.raises(ConnectionRefusedError):
-            connect(three.client, listener.announced, family.client)
+    with pytest.raises(ConnectionRefusedError):  # by the server, where nothing listens
+        connect(three.client, listener.announced, family.second)
+    with (
+        listen(three.server, listener.announced) as real,
+        connect(three.client, listener.announced, family.second) as second,
+        accept(real) as at_server,
+    ):
+        talk(second, at_server)
+    with connect(three.client, listener.announced, family.client) as client, call(doors, listener) as data:
+        talk(client, data)
+    listener.release()
+    with pytest.raises(ConnectionRefusedError):
+        connect(three.client, listener.announced, family.client)
 
 
 @pytest.mark.parametrize("pinned", [20, 0])
@@ -219,7 +231,9 @@ def test_foreign_caller(three: World, gate: Gate, family: Family, ports: PortRan
         assert in_maps(three.gateway) == []
 
 
-def test_legs_towards_the_server_are_ordinary(three: World, gate: Gate, family: Family, ports: PortRange) -> None:
+def test_legs_towards_the_server_are_ordinary(
+    three: World, gate: Gate, doors: Doors, family: Family, ports: PortRange
+) -> None:
     """Item 83: what the server sees is an address of the gateway, and nothing is installed for it."""
     told = Endpoint(family.server, 40001)
     with three.gateway.inside():
@@ -227,11 +241,11 @@ def test_legs_towards_the_server_are_ordinary(three: World, gate: Gate, family: 
         caller = gate.caller(Call(told, Endpoint(family.outside, 0)), ports)
     if isinstance(gate, RedirectGate):
         assert in_maps(three.gateway) == []
-    with listener.socket, caller.socket, listen(three.server, told) as real:
+    with caller.socket, listen(three.server, told) as real:
         connected(caller.socket, told)
         with accept(real) as data:
             assert peer(data).host == family.outside
-        with connect(three.server, listener.announced, family.server) as server, accept(listener.socket) as data:
+        with connect(three.server, listener.announced, family.server) as server, call(doors, listener) as data:
             assert listener.announced.host == family.outside
             talk(server, data)
     listener.release()
@@ -246,28 +260,28 @@ def test_a_port_that_the_gateway_uses_itself_is_passed_over(three: World, gate: 
     with listen(three.gateway, Endpoint(unspecified(family.server), first)):
         with three.gateway.inside():
             listener = gate.listener(leg, ports)
-        with listener.socket:
-            assert listener.announced.port == second
-            with three.gateway.inside(), pytest.raises(GateError, match="no port is left in 20000-20001"):
-                gate.listener(leg, ports)
-            with three.gateway.inside(), pytest.raises(GateError, match=f"port {first} is taken"):
-                gate.listener(Await(leg.at.at(first), leg.peer), ports)
+        assert listener.announced.port == second
+        with three.gateway.inside(), pytest.raises(GateError, match="no port is left in 20000-20001"):
+            gate.listener(leg, ports)
+        with three.gateway.inside(), pytest.raises(GateError, match=f"port {first} is taken"):
+            gate.listener(Await(leg.at.at(first), leg.peer), ports)
         listener.release()
 
 
-def test_elements_arbitrate(three: World, redirect: RedirectGate, family: Family) -> None:
+def test_elements_arbitrate(three: World, redirect: RedirectGate, doors: Doors, family: Family) -> None:
     """Two gates that pick one port: for a listener the loser takes the next one, a call is refused to him."""
     with three.gateway.inside(), Elements() as elements:
-        other = RedirectGate(elements)
+        theirs_too = Doors(doors.board)
+        other = RedirectGate(elements, theirs_too)
         leg = Await(Endpoint(family.server, 0), family.client)
         ours, theirs = PortRange(20000, 20001, seed=1), PortRange(20000, 20001, seed=1)
         one = redirect.listener(leg, ours)
-        one.socket.close()  # the port is free again, the element stands
+        doors.close()  # the port is free again, the element stands
         two = other.listener(leg, theirs)
-        two.socket.close()
+        theirs_too.close()
         assert {one.announced.port, two.announced.port} == {20000, 20001}
         with pytest.raises(GateError, match="no port is left"):
-            other.listener(leg, theirs)
+            RedirectGate(elements, Doors(doors.board)).listener(leg, theirs)
 
         call = Call(Endpoint(family.client, 40000), Endpoint(family.server, 20))
         first = redirect.caller(call, ours)
@@ -297,19 +311,22 @@ def test_without_a_table_or_a_route(three: World, redirect: RedirectGate, ports:
     assert open_descriptors() == here
 
 
-def test_what_nobody_releases_goes_by_itself(three: World, redirect: RedirectGate, family: Family) -> None:
+def test_what_nobody_releases_goes_by_itself(
+    three: World, redirect: RedirectGate, doors: Doors, family: Family
+) -> None:
     """Item 103: elements of a killed process time out; a late release leaves alone what is somebody else's by then."""
     with three.gateway.inside(), Elements() as elements:
-        killed = RedirectGate(elements, seconds=0.2)
+        gone = Doors(doors.board)
+        killed = RedirectGate(elements, gone, seconds=0.2)
         leg, ports = Await(Endpoint(family.server, 20000), family.client), PortRange(20000, 20000)
         lost = killed.listener(leg, ports)
-        lost.socket.close()
+        gone.close()
         while in_maps(three.gateway):
             pass
         heir = redirect.listener(leg, ports)
         lost.release()
         killed.close()
-        with heir.socket, connect(three.client, heir.announced, family.client) as client, accept(heir.socket) as data:
+        with connect(three.client, heir.announced, family.client) as client, call(doors, heir) as data:
             talk(client, data)
         heir.release()
 
@@ -321,7 +338,7 @@ def test_closing_the_gate_gives_everything_back(
     with three.gateway.inside():
         listener = redirect.listener(Await(Endpoint(family.server, 0), family.client), ports)
         caller = redirect.caller(Call(Endpoint(family.client, 40000), Endpoint(family.server, 0)), ports)
-    with listener.socket, caller.socket:
+    with caller.socket:
         assert len(in_maps(three.gateway)) == 2
         redirect.close()
         assert in_maps(three.gateway) == []
@@ -329,33 +346,35 @@ def test_closing_the_gate_gives_everything_back(
         redirect.close()
 
 
-def test_release_never_raises(three: World, family: Family, ports: PortRange) -> None:
+def test_release_never_raises(three: World, doors: Doors, family: Family, ports: PortRange) -> None:
     """Also when table or netlink socket are gone, as at the end of a service."""
     with three.gateway.inside():
         load_table()
         elements = Elements()
-        gate = RedirectGate(elements)
+        gate = RedirectGate(elements, doors)
         flushed, closed = (gate.listener(Await(Endpoint(family.server, 0), family.client), ports) for _ in range(2))
         remove_table()
         flushed.release()
         elements.close()
         closed.release()
-    for listener in (flushed, closed):
-        listener.socket.close()
+    assert len(doors) == 0
 
 
 UNPRIVILEGED = """
 import socket, sys
+from ftpproxy.doors import Doors
 from ftpproxy.endpoints import Endpoint
 from ftpproxy.intercept.interceptor import GateError, PortRange
 from ftpproxy.intercept.linux import RedirectGate, TproxyGate
 from ftpproxy.netfilter import Elements
 from ftpproxy.paths import Await, Call
+from ftpproxy.switchboard import Switchboard
 
 foreign, client = Endpoint.parse("192.0.2.1:0"), Endpoint.parse("10.77.1.2:40000")
 ports = PortRange(20000, 20999)
 with Elements() as elements, socket.socket() as sock:
-    for gate in (TproxyGate(), RedirectGate(elements)):
+    doors = Doors(Switchboard())
+    for gate in (TproxyGate(doors), RedirectGate(elements, doors)):
         for attempt in (
             lambda: gate.prepare(sock),
             lambda: gate.listener(Await(foreign, client.host), ports),

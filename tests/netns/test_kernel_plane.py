@@ -5,6 +5,7 @@ The administrator's forward chain drops what it does not know and has `ct status
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -24,7 +25,7 @@ from ftpproxy.lab.proxy import Proxy, forward
 
 from .clients import CLIENTS, Mode, Site, complete
 from .combinations import Combination, everything, pairwise
-from .deployments import KINDS, Deployment, until
+from .deployments import KINDS, Deployment, state, until
 from .dialogue import SECONDS, Control, call, drain, inside, listen
 from .exercise import content, exercise, folder, make, scratch
 from .servers import FtpServer
@@ -237,27 +238,77 @@ def test_the_documented_line_is_enough(kind: str) -> None:
         assert not any(outcome.ok for outcome in outcomes.values())
 
 
-def test_200_clients_on_4_ports() -> None:
-    """A port is one client's at a time, and every client's: 200 endpoints are offered on 4 ports, and all serve."""
+@pytest.mark.parametrize(("intercept", "plane"), [("tproxy", "nft"), ("tproxy", "relay"), ("redirect", "relay")])
+def test_200_clients_on_4_ports(intercept: str, plane: str) -> None:
+    """A port is one client's at a time, and every client's: 200 endpoints are offered on 4 ports, and all serve.
+
+    Each client gets its own file; those who call last are those who were told first.
+    """
     with Lab(Topology.CLIENT_NAT) as lab, ExitStack() as stack:
         gateway = lab.gateways["client"]
         server = stack.enter_context(FtpServer(SERVER, lab.server))
-        (server.files / "file").write_bytes(b"content")
-        config = forward(gateway, "tproxy", planes=NFT).replace(DATA_PORTS, "20000-20003")
-        stack.enter_context(Proxy(gateway, config + "[service.limits]\nsessions = 200\n"))
+        config = forward(gateway, intercept, planes=[plane]).replace(DATA_PORTS, "20000-20003")
+        proxy = stack.enter_context(Proxy(gateway, config + "[service.limits]\nsessions = 200\n"))
         sources = [f"10.77.1.{number}" for number in range(51, 251)]
+        for source in sources:
+            (server.files / source).write_text(f"for {source}")
         lines = "".join(f"address add {source}/24 dev eth0\n" for source in sources)
         lab.client.run("ip", "-batch", "-", input=lines, check=True)
         site = Site(lab.server_address(4), 4)
-        with inside(lab.client):
-            controls = [stack.enter_context(Numbered(lab.client, site, source)) for source in sources]
+        before = state(gateway)
+        with inside(lab.client), ExitStack() as clients:
+            controls = [clients.enter_context(Numbered(lab.client, site, source)) for source in sources]
             places = [control.login().passive() for control in controls]
-            assert {port for _, port in places} == {20000, 20001, 20002, 20003}
-            for control, place in zip(controls, places, strict=True):
+            assert {port for _, port in places} <= {20000, 20001, 20002, 20003}
+            for control, place in reversed(list(zip(controls, places, strict=True))):
                 data = socket.create_connection(place, timeout=SECONDS, source_address=(control.source, 0))
-                assert control.retrieve("file", data) == b"content"
+                assert control.retrieve(control.source, data) == f"for {control.source}".encode()
                 control.quit()
-        until(lambda: elements(gateway) == 0, "nothing is left")
+        assert proxy.carried(200)
+        until(lambda: state(gateway) == before, "nothing is left")
+
+
+def test_both_planes_at_one_place() -> None:
+    """One client of the relay and one of the kernel's, told the same address and port: neither gets into the other's
+    way, nor cuts what runs there already."""
+    size = 20_000_000
+    with Lab(Topology.CLIENT_NAT) as lab, ExitStack() as stack:
+        gateway = lab.gateways["client"]
+        server = stack.enter_context(FtpServer(SERVER, lab.server))
+        make(server.files / "file", size)
+        services = [
+            forward(gateway, "tproxy", planes=[plane])
+            .replace(DATA_PORTS, "20000-20000")
+            .replace('"lan"', f'"{plane}"')
+            .replace(":8021", f":{port}")
+            .replace('"10.77.1.0/24", "fd77:1::/64"', f'"{client}", "fd77:1::{port}"')
+            for plane, port, client in (("nft", 8021, "10.77.1.2"), ("relay", 8022, "10.77.1.3"))
+        ]
+        proxy = stack.enter_context(Proxy(gateway, "\n".join(services)))
+        lab.client.run("ip", "address", "add", "10.77.1.3/24", "dev", "eth0", check=True)
+        site = Site(lab.server_address(4), 4)
+        place = site.host, 20000
+        with inside(lab.client):
+            kernels, relays = (
+                stack.enter_context(Numbered(lab.client, site, client)).login() for client in ("10.77.1.2", "10.77.1.3")
+            )
+            pairs = (kernels, relays), (relays, kernels)
+            for number, (pair, together) in enumerate(itertools.product(pairs, (False, True))):
+                assert proxy.carried(2 * number)  # a port is the same client's again when its transfer is over
+                promised = [control.passive() for control in pair] if together else []
+                streams = []
+                for control in pair:  # the second is told while the first carries, or both are told before
+                    promised += [] if together else [control.passive()]
+                    data = socket.create_connection(place, timeout=SECONDS, source_address=(control.source, 0))
+                    streams.append(stack.enter_context(data))
+                    control.say("RETR file", 125, 150)
+                assert promised == [place, place]
+                for control, data in zip(pair, streams, strict=True):
+                    assert drain(data) == b"".join(content(size))
+                    data.close()
+                    assert control.reply().code == 226
+        assert proxy.carried(8)
+        assert set(re.findall(r" transfer .* plane=(\w+)", proxy.log)) == {"nft", "relay"}
 
 
 class Numbered(Control):

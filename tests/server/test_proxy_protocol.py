@@ -10,6 +10,7 @@ from ipaddress import ip_network
 import pytest
 
 from ftpproxy.arrival import SECONDS
+from ftpproxy.doors import Doors
 from ftpproxy.dtp.relay import RelayPlane
 from ftpproxy.endpoints import Endpoint, Side
 from ftpproxy.intercept.direct import DirectGate
@@ -69,9 +70,8 @@ def test_a_header_names_the_client_and_whom_it_called(stage: Stage, version: str
 
 def test_the_client_is_told_the_address_that_it_called(stage: Stage) -> None:
     """Item 148: `dst` is what a 227 names; we listen at an address of ours."""
-    plane = RelayPlane(
-        DirectGate(), PortRange(20000, 20099), stage.board, connect_timeout=5, data_setup=30, data_idle=30
-    )
+    gate = DirectGate(Doors(stage.board))
+    plane = RelayPlane(gate, PortRange(20000, 20099), stage.board, connect_timeout=5, data_setup=30, data_idle=30)
     terms = Terms(service="test", policy=Policy(require_login=False), timeouts=Timeouts(), planes=[plane])
     stage.serve(proxy_protocol=BALANCER, terms=terms)
     balancer = stage.client()

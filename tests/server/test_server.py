@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ftpproxy.doors import Doors
 from ftpproxy.dtp.plane import PathOwner, Refused
 from ftpproxy.endpoints import Endpoint, Side
 from ftpproxy.intercept.direct import DirectGate
@@ -83,7 +84,7 @@ class Stage:
         xferlog = changes.pop("xferlog", None)
         service = {
             "terms": Terms(service="test", policy=policy, timeouts=timeouts, planes=[self.plane], xferlog=xferlog),
-            "gate": DirectGate(),
+            "gate": DirectGate(Doors(self.board)),
             "listen": [LOOPBACK],
             "servers": [Endpoint.from_sockaddr(self.origin.getsockname())],
             **changes,
