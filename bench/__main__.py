@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .kernel import kernel
 from .machine import facts
 from .measure import Bench
 from .proxy import Usage, running
@@ -24,13 +25,13 @@ from .tools import BenchError, build
 from .topology import DIRECT, SERVER, Topology
 
 WAYS = ("tproxy", "redirect", "none")
-PARTS = ("memory", "throughput", "sessions")
+PARTS = ("memory", "throughput", "sessions", "kernel")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round: about 20 s, good for a look only")
-    parser.add_argument("--only", choices=PARTS, help="one of the three measurements")
+    parser.add_argument("--only", choices=PARTS, help="one of the measurements")
     parser.add_argument(
         "--ways",
         type=lambda text: text.split(","),
@@ -99,6 +100,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     wanted = [options.only] if options.only else list(PARTS)
     load = build("load")
+    if "kernel" in wanted and not options.direct:
+        wanted.remove("kernel")
+        result["kernel"] = kernel(
+            load,
+            lambda topology: serving(topology, copy),
+            copy=copy,
+            rounds=options.rounds,
+            size=options.size << 20,
+            profile=options.profile,
+            progress=say,
+        )
+    if not wanted:
+        return result
     with (
         tempfile.TemporaryDirectory(prefix="ftpproxy-bench-") as folder,
         Topology(nat=options.nat) as topology,

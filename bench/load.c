@@ -1,10 +1,11 @@
 /* Complete FTP sessions against a server, many at a time: one process, one epoll.
  *
- *   load -a SERVER [-p PORT] [-s SOURCE[,SOURCE]] [-j CLIENTS] [-n SESSIONS | -t SECONDS] [-g PATH -w OCTETS | -u OCTETS] [-e] [-c]
+ *   load -a SERVER [-p PORT] [-s SOURCE[,SOURCE]] [-j CLIENTS] [-n SESSIONS | -t SECONDS] [-r TRANSFERS]
+ *        [-g PATH -w OCTETS | -u OCTETS] [-e] [-c]
  *   load -a SERVER [-p PORT] [-s SOURCE[,SOURCE]] -i CONNECTIONS
  *
- * A session is: connect, 220, USER, PASS, PASV (-e, IPv6: EPSV), data connection, RETR (-g) or STOR (-u), QUIT, and
- * the server's end of file.  The data connection goes to the address that the control connection was made to, as
+ * A session is: connect, 220, USER, PASS, PASV (-e, IPv6: EPSV), data connection, RETR (-g) or STOR (-u), the last three
+ * TRANSFERS times (-r; once unless told), QUIT, and the server's end of file.  The data connection goes to the address that the control connection was made to, as
  * curl and ftplib do it.  What a download brought is counted (-w: and must be so much), what an upload sent must
  * stand in the 226.  Each client starts its next session when one has ended; after SESSIONS, or SECONDS, none is
  * started any more and those under way are finished.  One line of JSON on standard output says how it went.  Any
@@ -29,8 +30,9 @@ struct client {
     enum step step;              /* whose reply is awaited; CALL: our data connection */
     bool preliminary, final;     /* 150, 226 */
     uint32_t generation;         /* of the session: an event of an older one is stale */
-    int64_t started, asked;      /* microseconds: connect; RETR or STOR */
-    uint64_t octets;
+    int64_t started, asked;      /* microseconds: connect; PASV, then RETR or STOR */
+    uint64_t octets;             /* of this transfer */
+    int transfers;               /* before it */
     size_t have;
     char in[1024];
 };
@@ -38,20 +40,25 @@ struct client {
 static struct {
     struct sockaddr_storage server, source[16];
     socklen_t size;
-    int sources, clients, idle;
+    int sources, clients, idle, transfers;
     int64_t sessions, duration;
     const char *path;
     uint64_t wanted, upload;
     bool extended, copying;
-} want = {.clients = 1};
+} want = {.clients = 1, .transfers = 1};
 
 static struct client *clients;
 static int epoll_fd, pattern_fd;
 static int64_t begun, started, ended, errors, ready, transfer_us;
 static uint64_t octets;
 static char seen_as[64], complaint[256];
-static uint32_t *latencies;
-static size_t latency_room;
+
+struct times { /* microseconds */
+    uint32_t *each;
+    size_t count, room;
+};
+
+static struct times sessions, setups; /* connect to end of file; PASV to 227 */
 
 static void begin(struct client *c);
 
@@ -61,6 +68,17 @@ static int64_t now(void)
 
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1000000ll + t.tv_nsec / 1000;
+}
+
+static void note(struct times *times, int64_t microseconds)
+{
+    if (times->count == times->room) {
+        times->room = times->room ? 2 * times->room : 4096;
+        times->each = realloc(times->each, times->room * sizeof *times->each);
+        if (!times->each)
+            err(1, "realloc");
+    }
+    times->each[times->count++] = microseconds;
 }
 
 static void hang_up(int *fd)
@@ -95,16 +113,7 @@ static void fail(struct client *c, const char *what)
 
 static void succeed(struct client *c)
 {
-    size_t done = ended - errors;
-
-    if (done == latency_room) {
-        latency_room = latency_room ? 2 * latency_room : 4096;
-        latencies = realloc(latencies, latency_room * sizeof *latencies);
-        if (!latencies)
-            err(1, "realloc");
-    }
-    latencies[done] = now() - c->started;
-    octets += c->octets;
+    note(&sessions, now() - c->started);
     hang_up(&c->control);
     next(c);
 }
@@ -135,8 +144,8 @@ static void begin(struct client *c)
 {
     started++;
     c->step = CONNECT;
-    c->have = c->octets = 0;
-    c->preliminary = c->final = false;
+    c->have = c->transfers = 0;
+    c->final = false;
     c->started = now();
     c->data = -1;
     c->control = dial(c, &want.server, EPOLLIN, false);
@@ -155,12 +164,26 @@ static bool say(struct client *c, enum step step, const char *line)
     return false;
 }
 
+static void set_up(struct client *c)
+{
+    c->octets = 0;
+    c->preliminary = c->final = false;
+    c->asked = now();
+    say(c, SETUP, want.extended ? "EPSV\r\n" : "PASV\r\n");
+}
+
 static void transferred(struct client *c)
 {
-    if (c->data < 0 && c->final) {
-        transfer_us += now() - c->asked;
+    if (c->data >= 0 || !c->final)
+        return;
+    transfer_us += now() - c->asked;
+    octets += c->octets;
+    if (want.path && want.wanted != UINT64_MAX && c->octets != want.wanted)
+        fail(c, "a file of another size came");
+    else if (++c->transfers < want.transfers)
+        set_up(c);
+    else
         say(c, QUIT, "QUIT\r\n");
-    }
 }
 
 /* The data connection can be read or written; edge triggered, so until it cannot. */
@@ -250,9 +273,12 @@ static void replied(struct client *c, char *line)
             sscanf(line, "230 Hello, %63s", seen_as);
         ready++;
         if (!want.idle)
-            say(c, SETUP, want.extended ? "EPSV\r\n" : "PASV\r\n");
+            set_up(c);
         break;
-    case SETUP: call(c, line); break;
+    case SETUP:
+        note(&setups, now() - c->asked);
+        call(c, line);
+        break;
     case TRANSFER: {
         unsigned long long counted;
 
@@ -276,9 +302,7 @@ static void heard(struct client *c)
 
     if (n < 0 && errno == EAGAIN)
         return;
-    if (n == 0 && c->step == QUIT && !c->have && want.path && want.wanted != UINT64_MAX && c->octets != want.wanted) {
-        fail(c, "a file of another size came");
-    } else if (n == 0 && c->step == QUIT && !c->have) {
+    if (n == 0 && c->step == QUIT && !c->have) {
         succeed(c);
     } else if (n <= 0) {
         fail(c, n ? strerror(errno) : "the control connection ended");
@@ -303,24 +327,27 @@ static int ascending(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static double latency(size_t done, double part)
+/* The value below which `part` of sorted `times` are, in milliseconds. */
+static double quantile(const struct times *times, double part)
 {
-    return done ? latencies[(size_t)(part * (done - 1) + 0.5)] / 1000.0 : 0;
+    return times->count ? times->each[(size_t)(part * (times->count - 1) + 0.5)] / 1000.0 : 0;
 }
 
 static void report(void)
 {
     double seconds = (now() - begun) / 1e6;
-    size_t done = ended - errors;
     struct rusage used;
 
     getrusage(RUSAGE_SELF, &used);
-    qsort(latencies, done, sizeof *latencies, ascending);
+    qsort(sessions.each, sessions.count, sizeof *sessions.each, ascending);
+    qsort(setups.each, setups.count, sizeof *setups.each, ascending);
     printf("{\"sessions\": %zu, \"errors\": %lld, \"seconds\": %.6f, \"rate\": %.3f, \"octets\": %llu, "
            "\"transfer_seconds\": %.6f, \"latency_ms\": {\"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}, "
+           "\"setup_ms\": {\"count\": %zu, \"p50\": %.3f, \"p90\": %.3f}, "
            "\"cpu_seconds\": %.6f, \"seen_as\": \"%s\"}\n",
-           done, (long long)errors, seconds, done / seconds, (unsigned long long)octets, transfer_us / 1e6,
-           latency(done, 0.5), latency(done, 0.99), latency(done, 1),
+           sessions.count, (long long)errors, seconds, sessions.count / seconds, (unsigned long long)octets,
+           transfer_us / 1e6, quantile(&sessions, 0.5), quantile(&sessions, 0.99), quantile(&sessions, 1), setups.count,
+           quantile(&setups, 0.5), quantile(&setups, 0.9),
            used.ru_utime.tv_sec + used.ru_stime.tv_sec + (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6, seen_as);
     if (errors)
         fprintf(stderr, "load: %lld errors, the first: %s\n", (long long)errors, complaint);
@@ -353,7 +380,7 @@ static void options(int argc, char **argv)
     int option;
 
     want.wanted = UINT64_MAX;
-    while ((option = getopt(argc, argv, "a:p:s:j:n:t:g:w:u:i:ec")) != -1)
+    while ((option = getopt(argc, argv, "a:p:s:j:n:t:r:g:w:u:i:ec")) != -1)
         switch (option) {
         case 'a': server = optarg; break;
         case 'p': port = atoi(optarg); break;
@@ -361,6 +388,7 @@ static void options(int argc, char **argv)
         case 'j': want.clients = atoi(optarg); break;
         case 'n': want.sessions = atoll(optarg); break;
         case 't': want.duration = atof(optarg) * 1e6; break;
+        case 'r': want.transfers = atoi(optarg); break;
         case 'g': want.path = optarg; break;
         case 'w': want.wanted = strtoull(optarg, NULL, 10); break;
         case 'u': want.upload = strtoull(optarg, NULL, 10); break;
@@ -369,9 +397,9 @@ static void options(int argc, char **argv)
         case 'c': want.copying = true; break;
         default: server = NULL; optind = argc; argc = 0;
         }
-    if (!server || want.clients < 1 || (!want.sessions && !want.duration))
+    if (!server || want.clients < 1 || want.transfers < 1 || (!want.sessions && !want.duration))
         errx(64, "usage: load -a SERVER [-p PORT] [-s SOURCE,...] [-j CLIENTS] -n SESSIONS | -t SECONDS | -i CONNECTIONS\n"
-                 "            -g PATH [-w OCTETS] | -u OCTETS  [-e] [-c]");
+                 "            -g PATH [-w OCTETS] | -u OCTETS  [-r TRANSFERS] [-e] [-c]");
     if (want.sessions && want.clients > want.sessions)
         want.clients = want.sessions;
     parse_address(server, port, &want.server);

@@ -70,6 +70,32 @@ class Bench:
             result[str(number)] = self._compare(f"sessions, {number} clients", once, "per_second")
         return result
 
+    def set_ups(self, transfers: int) -> dict[str, Any]:
+        """PASV to 227 in one session of so many transfers of nothing, each of which uses what was set up."""
+        what = ["-n", "1", "-r", str(transfers), "-g", "/0", "-w", "0"]
+
+        def once(way: str) -> Round:
+            said, cpu = self._run(way, what)
+            found = {"p50_us": said["setup_ms"]["p50"] * 1000, "p90_us": said["setup_ms"]["p90"] * 1000}
+            return found | ({} if cpu is None else {"proxy_cpu_us_per_transfer": cpu * 1e6 / transfers})
+
+        result = self._compare(f"{transfers} set-ups", once, "p50_us")
+        return {"transfers": transfers} | result
+
+    def cpu_of_octets(self, size: int) -> dict[str, Any]:
+        """What the proxy spends on the octets alone: a session with `size` less one with nothing, for each GiB."""
+        way = self.ways[-1]
+        rounds = []
+        self.progress(f"processor time for octets: {self.rounds} x {size >> 20} MiB and none, {way}")
+        for _ in range(self.rounds):
+            nothing, much = (
+                self._run(way, ["-n", "1", "-g", f"/{octets}", "-w", str(octets)])[1] for octets in (0, size)
+            )
+            assert nothing is not None
+            assert much is not None
+            rounds.append((much - nothing) * 1000 * GIB / size)
+        return {"octets": size, "ms_per_gib": round(median(rounds), 4), "rounds": [round(one, 4) for one in rounds]}
+
     def memory(self, connections: int) -> dict[str, Any]:
         """Growth of the proxy with that many sessions that are logged in and idle.  The first thing to be measured:
         memory that earlier sessions left free would hide it."""

@@ -1,12 +1,11 @@
 """The proxy under test, started as an administrator starts it: a file, `rules --apply`, `serve`.
 
-What it uses is read from /proc: processor time from `stat` (user and system, all processes of it), memory from
+What it uses is read from /proc: processor time from `schedstat` (nanoseconds, all threads of it), memory from
 `smaps_rollup` (Pss).  Kernel memory of sockets and the interrupt side of networking are in neither.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -21,18 +20,22 @@ from .topology import CLIENTS, GATEWAY_INSIDE, SERVER, Topology, run
 __all__ = ["Usage", "configuration", "running", "server_address"]
 
 PATIENCE = 15.0
-LISTEN = {"tproxy": "127.0.0.1:8021", "redirect": f"{GATEWAY_INSIDE}:8022", "none": f"{GATEWAY_INSIDE}:21"}
-DATA_PORTS = {"tproxy": "10000-16666", "redirect": "16667-23333", "none": "23334-29999"}
-TICKS = os.sysconf("SC_CLK_TCK")
+LISTEN = {
+    "tproxy": "127.0.0.1:8021",
+    "redirect": f"{GATEWAY_INSIDE}:8022",
+    "none": f"{GATEWAY_INSIDE}:21",
+    "kernel": "127.0.0.1:8021",
+}
+DATA_PORTS = {"tproxy": "10000-16666", "redirect": "16667-23333", "none": "23334-29999", "kernel": "10000-29999"}
 
 SERVICE = """
 [[service]]
 name = "{name}"
 mode = "{mode}"
 listen = ["{listen}"]
-intercept = "{name}"
+intercept = "{intercept}"
 clients = ["{client}/32"]
-{servers}planes = ["relay"]
+{servers}planes = ["{plane}"]
 data_ports = "{data_ports}"
 [service.limits]
 sessions = 10000
@@ -41,12 +44,14 @@ per_client = 10000
 
 
 def configuration(ways: Sequence[str]) -> str:
-    """A file with one service for each of `ways` (`tproxy`, `redirect`, `none`)."""
+    """A file with one service for each of `ways`: `tproxy`, `redirect`, `none`, all three relayed, and `kernel`."""
     return "".join(
         SERVICE.format(
             name=way,
             mode="reverse" if way == "none" else "forward",
             listen=LISTEN[way],
+            intercept="tproxy" if way == "kernel" else way,
+            plane="nft" if way == "kernel" else "relay",
             client=CLIENTS[way],
             servers=f'servers = ["{SERVER}:21"]\n' if way == "none" else "",
             data_ports=DATA_PORTS[way],
@@ -74,12 +79,9 @@ class Usage:
         return family
 
     def cpu_seconds(self) -> float:
-        """User and system time so far."""
-        ticks = 0
-        for pid in self._family():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / TICKS
+        """Time on a processor so far, of threads that still live (proc_pid_schedstat(5))."""
+        threads = [task for pid in self._family() for task in Path(f"/proc/{pid}/task").iterdir()]
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in threads) / 1e9
 
     def pss_kib(self) -> int:
         """Proportional set size now: private memory, and shared memory divided by its users."""

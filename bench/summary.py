@@ -52,4 +52,8 @@ def summary(result: Mapping[str, Any], ways: Sequence[str]) -> str:
     )
     if memory := result.get("memory"):
         lines.append(f"memory of an idle session ({memory['way']}): {memory['kib_per_idle_session']} KiB")
+    for name, target in result.get("kernel", {}).get("targets", {}).items():
+        ((limit, value),) = [(key, target[key]) for key in target if key not in ("found", "met")]
+        verdict = "met" if target["met"] else "MISSED"
+        lines.append(f"kernel plane, {name}: {target['found']} ({limit.replace('_', ' ')} {value}: {verdict})")
     return "\n".join(lines)

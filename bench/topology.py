@@ -25,7 +25,13 @@ from .tools import BenchError
 __all__ = ["CLIENTS", "DIRECT", "GATEWAY_INSIDE", "GATEWAY_OUTSIDE", "SERVER", "Topology"]
 
 DIRECT = "direct"
-CLIENTS = {DIRECT: "10.83.1.10", "tproxy": "10.83.1.20", "redirect": "10.83.1.30", "none": "10.83.1.40"}
+CLIENTS = {
+    DIRECT: "10.83.1.10",
+    "tproxy": "10.83.1.20",
+    "redirect": "10.83.1.30",
+    "none": "10.83.1.40",
+    "kernel": "10.83.1.50",
+}
 GATEWAY_INSIDE = "10.83.1.1"
 GATEWAY_OUTSIDE = "10.83.2.1"
 SERVER = "10.83.2.2"

@@ -204,6 +204,8 @@ class Session:
             self._close_channels()
         elif self._interpreter is not None and not self.over:
             due = [timer for timer, deadline in self._deadlines.items() if now >= deadline]
+            if self.carriage.undecided:  # soon; until then the interpreter's clocks stand still
+                due.clear()
             for timer in due:
                 del self._deadlines[timer]
                 self._interpreter.timer(timer)
@@ -227,6 +229,7 @@ class Session:
         if self.over:
             return
         if self._interpreter is not None:
+            self.carriage.stop_opening()
             self._interpreter.dismiss(text)
             self._pump()
             return
@@ -275,11 +278,15 @@ class Session:
         while moved:
             moved = False
             for side in (SERVER, CLIENT):
-                while not isinstance(action := interpreter.next_action(side), Need):
+                while not isinstance(action := self._next_action(interpreter, side), Need):
                     moved = True
                     self._perform(interpreter, action)
                 needs[side] = action
         return needs
+
+    def _next_action(self, interpreter: ProtocolInterpreter, side: Side) -> Action | Need:
+        """Nothing, while a plane makes up its mind: what is asked behind a set-up command depends on it."""
+        return Need.PEER if self.carriage.undecided else interpreter.next_action(side)
 
     def _perform(self, interpreter: ProtocolInterpreter, action: Action) -> None:
         if isinstance(action, Arm):

@@ -7,12 +7,15 @@ every transfer are elements (`ftpproxy.netfilter`).  nft/plane.nft has the same 
 
 **Carried by the kernel** (`dtp/nft.py`): a data connection is destination NAT for its caller, `carried`, and source
 NAT, `called` or `pinned`, on the way out.  The caller may call once: its first packet takes the element of `once` away,
-and without that there is no `carried`.  (NAT chains see the first packet of a connection only, so none of this stands
-in the way of octets.)  That packet loses `MARK`, which it has where a door of ours stands at the same place for
-somebody else (`ftpproxy.rules`): the mark would lead it to this machine.  What follows is counted, by caller and called
+and without that there is no `carried`.  It leaves its port in `calling`, until its call is answered, for its SYN may
+have to come again as the first packet of a connection: where a filter dropped it, or where it met a connection of the
+same numbers in TIME_WAIT at the server, whose answer to that makes the caller reset what conntrack knew.  (NAT chains
+see the first packet of a connection only, so none of this stands in the way of octets.)  That packet loses `MARK`,
+which it has where a door of ours stands at the same place for somebody else (`ftpproxy.rules`): the mark would lead it
+to this machine.  What follows is counted when the three-way handshake is done (ct status assured), by caller and called
 address:
 
-* `forth`, what the caller sends, in prerouting before destination NAT; not the SYN, which has no NAT status yet;
+* `forth`, what the caller sends, in prerouting before destination NAT;
 * `back`, what it is sent, in postrouting behind source NAT, when the addresses are again those that it called;
 * `forth_end` and `back_end`, those of them with FIN or RST.
 
@@ -63,6 +66,12 @@ table inet ftpproxy {
 	map carried6 { type ipv6_addr . ipv6_addr . inet_service : ipv6_addr . inet_service; flags timeout; }
 	set once4 { type ipv4_addr . ipv4_addr . inet_service; flags dynamic, timeout; size 65535; }
 	set once6 { type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeout; size 65535; }
+	set calling4 {
+		type ipv4_addr . ipv4_addr . inet_service . inet_service; flags dynamic, timeout; timeout 1m; size 65535;
+	}
+	set calling6 {
+		type ipv6_addr . ipv6_addr . inet_service . inet_service; flags dynamic, timeout; timeout 1m; size 65535;
+	}
 	set forth4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
 	set forth6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
 	set back4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
@@ -75,8 +84,14 @@ table inet ftpproxy {
 	chain prerouting {
 		type nat hook prerouting priority dstnat - 1; policy accept;
 		ip saddr . ip daddr . tcp dport @once4 delete @once4 { ip saddr . ip daddr . tcp dport } \\
+			update @calling4 { ip saddr . ip daddr . tcp dport . tcp sport } \\
+			meta mark set meta mark & 0xffdfffff dnat ip to ip saddr . ip daddr . tcp dport map @carried4
+		ip saddr . ip daddr . tcp dport . tcp sport @calling4 \\
 			meta mark set meta mark & 0xffdfffff dnat ip to ip saddr . ip daddr . tcp dport map @carried4
 		ip6 saddr . ip6 daddr . tcp dport @once6 delete @once6 { ip6 saddr . ip6 daddr . tcp dport } \\
+			update @calling6 { ip6 saddr . ip6 daddr . tcp dport . tcp sport } \\
+			meta mark set meta mark & 0xffdfffff dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
+		ip6 saddr . ip6 daddr . tcp dport . tcp sport @calling6 \\
 			meta mark set meta mark & 0xffdfffff dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
 		dnat ip to ip saddr . ip daddr . tcp dport map @awaited4
 		dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @awaited6
@@ -92,7 +107,7 @@ table inet ftpproxy {
 	# Nothing but counting, at the two places where a packet has the addresses that the caller knows.
 	chain forth {
 		type filter hook prerouting priority mangle - 1; policy accept;
-		ct status dnat ct direction original meta l4proto tcp jump count_forth
+		ct status dnat ct status assured ct direction original meta l4proto tcp jump count_forth
 	}
 	chain back {
 		type filter hook postrouting priority srcnat + 1; policy accept;
@@ -105,9 +120,11 @@ table inet ftpproxy {
 			tcp flags & (fin | rst) != 0 ip6 saddr . ip6 daddr . tcp dport @forth_end6
 	}
 	chain count_back {
-		ip daddr . ip saddr . tcp sport @back4 \\
+		tcp flags & (syn | rst) != 0 delete @calling4 { ip daddr . ip saddr . tcp sport . tcp dport }
+		tcp flags & (syn | rst) != 0 delete @calling6 { ip6 daddr . ip6 saddr . tcp sport . tcp dport }
+		ct status assured ip daddr . ip saddr . tcp sport @back4 \\
 			tcp flags & (fin | rst) != 0 ip daddr . ip saddr . tcp sport @back_end4
-		ip6 daddr . ip6 saddr . tcp sport @back6 \\
+		ct status assured ip6 daddr . ip6 saddr . tcp sport @back6 \\
 			tcp flags & (fin | rst) != 0 ip6 daddr . ip6 saddr . tcp sport @back_end6
 	}
 }

@@ -490,7 +490,7 @@ BAD: list[tuple[str, list[str]]] = [
         changed(FORWARD, intercept='"none"'),
         [
             (
-                'service "lan".intercept: forward mode needs "auto", "tproxy" or "redirect": '
+                'service "lan".intercept: forward mode needs "auto" or a redirection by name: '
                 "else nobody knows whom the client dialled"
             ),
         ],
@@ -815,6 +815,93 @@ def test_the_dialect_is_that_of_the_system(platform: str, monkeypatch: pytest.Mo
         rules = parse(PF).services[0].pf.rules
         assert rules is not None
         assert platform.startswith(rules.dialect)
+
+
+# -- systems ----------------------------------------------------------------------------------------------------------
+
+
+RDR = changed(FORWARD, intercept='"rdr"', listen='["127.0.0.1:8021", "[fd77:1::1]:8021"]')
+DIVERT = changed(FORWARD, intercept='"divert"')
+AUTO = changed(FORWARD, intercept='"auto"')
+SYSTEMS = {"linux", "freebsd15", "openbsd7", "netbsd10", "darwin", "sunos5"}
+
+
+@pytest.mark.parametrize(
+    ("text", "systems"),
+    [
+        (FORWARD, {"linux"}),
+        (changed(FORWARD, intercept='"redirect"', listen='["10.77.1.1:8021", "[::]:8021"]'), {"linux"}),
+        (RDR, SYSTEMS - {"linux", "sunos5"}),
+        (DIVERT, {"openbsd7"}),
+        (AUTO, SYSTEMS - {"sunos5"}),
+        (REVERSE, SYSTEMS),
+        (changed(REVERSE, planes='["nft", "relay"]'), {"linux"}),
+        (changed(REVERSE, planes='["pf", "relay"]'), {"freebsd15", "openbsd7"}),
+        (changed(REVERSE, announce='{ client = "interface:eth0" }'), {"linux"}),
+    ],
+    ids=["tproxy", "redirect", "rdr", "divert", "auto", "none", "nft", "pf", "interface"],
+)
+def test_what_runs_where(text: str, systems: set[str]) -> None:
+    for system in SYSTEMS:
+        if system in systems:
+            parse(text, system)
+        else:
+            with pytest.raises(ConfigError) as caught:
+                parse(text, system)
+            assert len(caught.value.problems) == 1
+    parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "system", "mend"),
+    [
+        (FORWARD, "freebsd15", '"tproxy" is of Linux; here it is "rdr"'),
+        (FORWARD, "openbsd7", '"tproxy" is of Linux; here it is "divert"'),
+        (DIVERT, "freebsd15", '"divert" is of OpenBSD; here it is "rdr"'),
+        (RDR, "linux", '"rdr" is of systems with pf; on Linux it is "tproxy" or "redirect"'),
+    ],
+)
+def test_a_redirection_of_another_system(text: str, system: str, mend: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, system)
+    (problem,) = caught.value.problems
+    assert problem.where == 'service "lan".intercept'
+    assert problem.reason.startswith(mend)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (changed(RDR, listen='["127.0.0.1:8021", "[::1]:8021"]'), '"rdr" never leads to ::1: it is dropped behind pf'),
+        (changed(RDR, listen='["0.0.0.0:8021", "[fd77:1::1]:8021"]'), '"rdr" leads to one address, such as 127.0.0.1'),
+        (changed(DIVERT, listen='["127.0.0.1:8021", "[::]:8021"]'), '"divert" leads to one address, such as 127.0.0.1'),
+        (
+            changed(DIVERT, listen='["127.0.0.1:8021", "10.77.1.1:8021", "[::1]:8021"]'),
+            '"divert" leads to one listener a family, and 127.0.0.1:8021 is there already',
+        ),
+    ],
+)
+def test_listeners_that_pf_does_not_find(text: str, reason: str) -> None:
+    (problem,) = problems(text)
+    assert problem.partition(": ")[2].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("text", "system", "redirection"),
+    [
+        (AUTO, "linux", "tproxy"),
+        (AUTO, "freebsd15", "rdr"),
+        (AUTO, "openbsd7", "divert"),
+        (changed(AUTO, listen='["0.0.0.0:8021", "[::]:8021"]'), "linux", "redirect"),
+        (changed(REVERSE, intercept='"auto"'), "openbsd7", "none"),
+        (changed(REVERSE, intercept='"auto"', listen='["127.0.0.1:8021"]'), "openbsd7", "divert"),
+        (changed(REVERSE, intercept='"auto"', listen='["127.0.0.1:8021"]'), "freebsd15", "rdr"),
+        (RDR, "openbsd7", "rdr"),
+    ],
+)
+def test_what_auto_means(text: str, system: str, redirection: str) -> None:
+    (service,) = parse(text).services
+    assert service.redirection_on(system) == redirection
 
 
 # -- documentation ----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ FLOORS = [
         "logforms",
         "logsinks",
         "netfilter",
+        "nfmessages",
         "table",
         "errands",
         "resolver",

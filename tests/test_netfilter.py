@@ -35,9 +35,8 @@ from ftpproxy.netfilter import (
     carried,
     has_table,
     of_path,
-    pack_batch,
-    pack_questions,
 )
+from ftpproxy.nfmessages import pack_batch, pack_questions
 from ftpproxy.table import Claim, load_table, remove_table
 
 from .intercept.namespaces import Namespace
@@ -121,9 +120,10 @@ def test_packed_as_pyroute2_reads_it(elements: list[Element], add: bool, sequenc
     assert numbers == list(range(sequence, sequence + len(elements) + 2))
 
     kind, flags = (NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL) if add else (NFT_MSG_DELSETELEM, 0)
+    assert [bool(message["header"]["flags"] & NLM_F_ACK) for message in middle] == [False] * (len(middle) - 1) + [True]
     for element, message in zip(elements, middle, strict=True):
         assert message["header"]["type"] == NFNL_SUBSYS_NFTABLES << 8 | kind
-        assert message["header"]["flags"] == NLM_F_REQUEST | NLM_F_ACK | flags
+        assert message["header"]["flags"] & ~NLM_F_ACK == NLM_F_REQUEST | flags
         assert (message["nfgen_family"], message["version"], message["res_id"]) == (NFPROTO_INET, 0, 0)
         assert message.get_attr("NFTA_SET_ELEM_LIST_TABLE") == "ftpproxy"
         assert message.get_attr("NFTA_SET_ELEM_LIST_SET") == element.map
@@ -245,7 +245,7 @@ def test_elements_time_out(table: Namespace) -> None:
                 elements.add(element)
                 break
             except FileExistsError:
-                continue
+                elements.forget(element)  # ask the kernel
         elements.remove(element)
 
 
@@ -295,10 +295,12 @@ def test_loading_takes_over_what_was_left(gateway: Namespace) -> None:
         elements.add(first)
         load_table()
         assert listed(gateway) == {name: [] for name in MAPS}
+        elements.forget(first)
         elements.add(first)
         remove_table()
         assert gateway.run("nft", "list", "ruleset") == ""
         remove_table()
+        elements.forget(first)
         with pytest.raises(FileNotFoundError):
             elements.add(first)
         elements.remove(first)

@@ -12,6 +12,7 @@ import logging
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -24,6 +25,8 @@ from ..doors import Doors
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
+from ..pf import EngineError
+from ..pf.natlook import NatlookError
 from ..privileges import PrivilegeError
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
@@ -31,7 +34,10 @@ from ..table import Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
 from . import process
-from .services import Shared, compose
+from .services import Shared, compose, open_lookup
+
+if TYPE_CHECKING:
+    from ..pf.client import Engine
 
 __all__ = ["run"]
 
@@ -55,30 +61,45 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
     passed, supervisor = inherited(), Supervisor.from_environment()
     most = {service.name: service.limits.sessions for service in config.services}
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format, most)
-    if any("pf" in service.planes for service in config.services):
-        return _fail('the plane "pf" cannot be served yet', EX_UNAVAILABLE)
     _spare_the_collector()
     _raise_descriptor_limit(config)
     claim: Claim | None = None
+    engine: Engine | None = None
     try:
         claim = _claim(config)
-        return trio.run(_serve, config, claim, passed, supervisor, ready)
+        engine = _engine(config)
+        return trio.run(_serve, config, claim, engine, passed, supervisor, ready)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
         return _fail(str(error), EX_UNAVAILABLE)
+    except EngineError as error:
+        return _fail(str(error), EX_NOPERM if error.denied else EX_UNAVAILABLE)
     except BadUsersFile as error:
         return _fail(str(error), EX_CONFIG)
     except CannotListen as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
+    except NatlookError as error:
+        return _fail(str(error), EX_NOPERM if isinstance(error.__cause__, PermissionError) else EX_UNAVAILABLE)
     except process.NoSuchUser as error:
         return _fail(str(error), EX_CONFIG)
     except PrivilegeError as error:
         return _fail(str(error), EX_NOPERM)
     finally:
+        if engine is not None:
+            engine.close()
         if claim is not None:
             claim.close()
+
+
+def _engine(config: Config) -> Engine | None:
+    """The pf engine where a service needs it, while we are still root.  Raises `EngineError`."""
+    if not any("pf" in service.planes for service in config.services):
+        return None
+    from ..pf.client import start
+
+    return start()
 
 
 def _claim(config: Config) -> Claim | None:
@@ -99,6 +120,7 @@ def _fail(text: str, code: int) -> int:
 async def _serve(
     config: Config,
     claim: Claim | None,
+    engine: Engine | None,
     passed: Sequence[Inherited],
     supervisor: Supervisor,
     ready: Callable[[], None],
@@ -109,7 +131,8 @@ async def _serve(
     errands = Errands(board)
     xferlog = _xferlog(config)
     doors = Doors(board)
-    shared = Shared(board, doors, elements, announcer, errands, xferlog)
+    lookup = open_lookup(config)
+    shared = Shared(board, doors, elements, engine, announcer, errands, xferlog, lookup)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
@@ -127,7 +150,7 @@ async def _serve(
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
-        await server.run()
+        await _run(server, engine, board)
         vitals.stopping("stopping")
     finally:
         server.close()
@@ -136,12 +159,29 @@ async def _serve(
                 plane.close()
             service.gate.close()
         doors.close()
+        if engine is not None:
+            engine.close()
         if elements is not None:
             elements.close()
+        if lookup is not None:
+            lookup.close()
         board.close()
         if xferlog is not None:
             xferlog.close()
     return EX_OK
+
+
+async def _run(server: Server, engine: Engine | None, board: Switchboard) -> None:
+    """Serve, as long as there is the engine that some services need.  Raises `EngineError`."""
+    if engine is None:
+        await server.run()
+        return
+    with trio.CancelScope() as scope:
+        engine.attach(board, lambda _: scope.cancel())
+        await server.run()
+    if engine.over:
+        event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
+        raise EngineError(f"{engine.over}; the service cannot go on without it")
 
 
 def _xferlog(config: Config) -> Xferlog | None:

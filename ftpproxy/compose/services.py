@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 from attrs import frozen
 
 from .. import netfilter
 from ..announce import OWN, Announcements, Announcer, File, Interface, Name, Told
-from ..config import Announce, AnnounceFrom, GatewayConfig, ServiceConfig
+from ..config import Announce, AnnounceFrom, Config, GatewayConfig, ServiceConfig
 from ..doors import Doors
 from ..dtp.nft import NftPlane
 from ..dtp.plane import DataPlane
@@ -16,7 +19,9 @@ from ..errands import Errands
 from ..intercept.direct import DirectGate
 from ..intercept.interceptor import Gate, PortRange
 from ..intercept.linux import AutoGate, RedirectGate, TproxyGate
+from ..intercept.pf import DivertGate, Lookup, RdrGate
 from ..passwords import Users
+from ..pf.natlook import DevPf, native_layout
 from ..pi.destinations import Destinations
 from ..pi.wishes import LoginSettings
 from ..reception import Gateway
@@ -25,7 +30,10 @@ from ..switchboard import Switchboard
 from ..terms import Terms
 from ..xferlog import Xferlog
 
-__all__ = ["Shared", "compose"]
+if TYPE_CHECKING:
+    from ..pf.client import Engine
+
+__all__ = ["Shared", "compose", "open_lookup"]
 
 
 @frozen
@@ -36,14 +44,18 @@ class Shared:
     doors: Doors
     elements: netfilter.Elements | None
     """None where no service needs our table."""
+    engine: Engine | None
+    """None where no service needs pf."""
     announcer: Announcer
     errands: Errands
     xferlog: Xferlog | None
+    lookup: Lookup | None = None
+    """Knows whom clients called that pf redirected; None where no service is."""
 
 
 def compose(config: ServiceConfig, shared: Shared) -> Service:
     """Raises `BadUsersFile`."""
-    gate = _gate(config, shared.doors, shared.elements)
+    gate = _gate(config, shared)
     return Service(
         terms=Terms(
             service=config.name,
@@ -124,6 +136,8 @@ def _planes(config: ServiceConfig, gate: Gate, shared: Shared) -> list[DataPlane
                     seconds=_element_seconds(config),
                 )
             )
+        elif name == "pf":
+            planes.append(_pf_plane(config, ports, shared))
         else:
             planes.append(
                 RelayPlane(
@@ -138,18 +152,49 @@ def _planes(config: ServiceConfig, gate: Gate, shared: Shared) -> list[DataPlane
     return planes
 
 
+def _pf_plane(config: ServiceConfig, ports: PortRange, shared: Shared) -> DataPlane:
+    from ..dtp.pf import PfPlane
+
+    rules = config.pf.rules
+    assert shared.engine is not None
+    assert rules is not None
+    timeouts = config.timeouts
+    return PfPlane(
+        shared.engine,
+        rules,
+        ports,
+        shared.board,
+        data_setup=timeouts.data_setup,
+        data_idle=timeouts.data_idle,
+    )
+
+
 def _element_seconds(config: ServiceConfig) -> float:
     """An element must outlive the longest that a data connection may take to come up: once before its transfer command,
     once behind it."""
     return max(netfilter.ELEMENT_SECONDS, 2 * config.timeouts.data_setup + 60)
 
 
-def _gate(config: ServiceConfig, doors: Doors, elements: netfilter.Elements | None) -> Gate:
-    if config.intercept == "tproxy":
-        return TproxyGate(doors)
-    if config.intercept == "redirect":
-        assert elements is not None
-        return RedirectGate(elements, doors, seconds=_element_seconds(config))
-    if config.intercept == "auto":
-        return AutoGate(elements, doors, seconds=_element_seconds(config))
-    return DirectGate(doors)
+def _gate(config: ServiceConfig, shared: Shared) -> Gate:
+    redirection = config.redirection_on(sys.platform)
+    if config.intercept == "auto" and sys.platform == "linux":
+        return AutoGate(shared.elements, shared.doors, seconds=_element_seconds(config))
+    if redirection == "tproxy":
+        return TproxyGate(shared.doors)
+    if redirection == "redirect":
+        assert shared.elements is not None
+        return RedirectGate(shared.elements, shared.doors, seconds=_element_seconds(config))
+    if redirection == "rdr":
+        assert shared.lookup is not None
+        return RdrGate(shared.lookup, shared.doors, called_directly=config.mode == "reverse")
+    if redirection == "divert":
+        return DivertGate(shared.doors)
+    return DirectGate(shared.doors)
+
+
+def open_lookup(config: Config) -> DevPf | None:
+    """What `rdr` needs, opened while we may; None where no service has it.  Raises `NatlookError`."""
+    layout = native_layout(sys.platform)
+    if layout is None or all(service.redirection_on(sys.platform) != "rdr" for service in config.services):
+        return None
+    return DevPf(layout)

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from ..pi.policy import CommandRule
-from .checks import check_service, check_system, check_together
+from .checks import check_service, check_together
 from .reading import Found, key_path, read
+from .systems import check_system
 from .tables import GENERAL, CommandRuleTable, ServiceTable, keys
 from .values import (
     Announce,

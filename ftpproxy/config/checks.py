@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from itertools import combinations
 
 from ..endpoints import Endpoint, IPAddress
-from ..pf.anchor import RuleOptions, native_dialect, problems
+from ..pf.anchor import RuleOptions, problems
 from ..pi.filter import UNTRANSLATED, verbs_of
 from ..pi.policy import IPNetwork, Policy
 from .reading import Found, Where
 from .tables import ServiceTable
 from .values import Announce, AnnounceFrom, GatewayConfig, PfConfig, ServiceConfig
 
-__all__ = ["check_service", "check_system", "check_together"]
+__all__ = ["check_service", "check_together"]
 
 FLOORS = {"idle": (300.0, "5m"), "data_setup": (30.0, "30s")}
 """Seconds below which a time breaks honest peers: RFC 1123 section 4.1.3.2 (a server waits five minutes for the next
@@ -56,18 +56,6 @@ def check_service(service: ServiceTable) -> Iterator[Found]:
         elif "relay" in service.planes[:index]:
             yield ("planes", index), f'"{plane}" is never asked: "relay" carries everything'
     yield from _pf(service)
-
-
-def check_system(service: ServiceConfig, system: str) -> Iterator[Found]:
-    """What this service cannot do under `system`, a `sys.platform`.  Places are relative to the service."""
-    if system != "linux" and service.intercept in ("tproxy", "redirect"):
-        yield ("intercept",), f'"{service.intercept}" is of Linux'
-    for index, plane in enumerate(service.planes):
-        if plane == "nft" and system != "linux":
-            yield ("planes", index), '"nft" is Linux\'s packet filter; use "relay"'
-        if plane == "pf" and service.pf.dialect is None and native_dialect(system) is None:
-            reason = f'"pf" is the packet filter of OpenBSD and FreeBSD; this is {system}'
-            yield ("planes", index), f"{reason}, where `dialect` of [service.pf] must be given"
 
 
 def _rules_of(pf: PfConfig) -> RuleOptions:
@@ -173,6 +161,13 @@ def _listeners(service: ServiceTable) -> Iterator[Found]:
                 yield where, f'a "tproxy" listener has a specific address, such as 127.0.0.1 or ::1, not {at.host}'
             if earlier:
                 yield where, f'"tproxy" leads to one listener a family, and {earlier[0]} is there already'
+        if service.intercept in ("rdr", "divert"):
+            if at.host.is_unspecified:
+                yield where, f'"{service.intercept}" leads to one address, such as 127.0.0.1, not to {at.host}'
+            if service.intercept == "rdr" and at.host == IPv6Address(1):
+                yield where, '"rdr" never leads to ::1: it is dropped behind pf; listen at an inside address'
+            if earlier:
+                yield where, f'"{service.intercept}" leads to one listener a family, and {earlier[0]} is there already'
         if service.intercept == "redirect":
             if at.host.is_loopback:
                 instead = "0.0.0.0" if at.host.version == 4 else "[::]"
@@ -207,7 +202,7 @@ def _mode(service: ServiceTable) -> Iterator[Found]:
         if service.intercept == "none":
             yield (
                 ("intercept",),
-                'forward mode needs "auto", "tproxy" or "redirect": else nobody knows whom the client dialled',
+                'forward mode needs "auto" or a redirection by name: else nobody knows whom the client dialled',
             )
         if service.servers:
             yield ("servers",), "belongs to reverse mode; in forward mode the client chooses the server"

@@ -146,6 +146,9 @@ class PfConfig:
         return RuleOptions(dialect=dialect, tag=self.tag, queue=self.queue, log=self.log, rtable=self.rtable)
 
 
+Redirection = Literal["tproxy", "redirect", "rdr", "divert", "none"]
+"""What rules do with control connections that are addressed to others."""
+
 DEFAULT_POLICY = Policy()
 DEFAULT_TIMEOUTS = Timeouts()
 
@@ -157,7 +160,7 @@ class ServiceConfig:
     name: str
     mode: Literal["forward", "reverse", "gateway"]
     listen: tuple[Endpoint, ...]
-    intercept: Literal["auto", "tproxy", "redirect", "none"]
+    intercept: Literal["auto", "tproxy", "redirect", "rdr", "divert", "none"]
     clients: tuple[IPNetwork, ...] = ()
     """Who may use it; empty: everybody."""
     servers: tuple[Endpoint, ...] = ()
@@ -188,15 +191,20 @@ class ServiceConfig:
     timeouts: Timeouts = DEFAULT_TIMEOUTS
 
     @property
-    def redirection(self) -> Literal["tproxy", "redirect", "none"]:
-        """What our own rules do for it: `intercept`, and for "auto" what suits its listeners."""
+    def redirection(self) -> Redirection:
+        """What our own rules do for it on Linux: `intercept`, and for "auto" what suits its listeners."""
+        return self.redirection_on("linux")
+
+    def redirection_on(self, system: str) -> Redirection:
+        """The same on `system`, a `sys.platform`."""
         if self.intercept != "auto":
             return self.intercept
-        if any(at.host.is_unspecified for at in self.listen):
-            return "redirect"  # TPROXY wants a specific address
-        if self.mode == "reverse" and not any(at.host.is_loopback for at in self.listen):
+        anywhere = any(at.host.is_unspecified for at in self.listen)
+        if self.mode == "reverse" and not anywhere and not any(at.host.is_loopback for at in self.listen):
             return "none"
-        return "tproxy"
+        if system == "linux":
+            return "redirect" if anywhere else "tproxy"  # TPROXY wants a specific address
+        return "divert" if system.startswith("openbsd") else "rdr"
 
     @property
     def policies(self) -> Policies:

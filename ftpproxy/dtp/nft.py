@@ -7,18 +7,20 @@ A data connection with one awaited leg and one called one is two address transla
 
 So a path is a handful of elements of our table (`ftpproxy.table` has the rules that look at them): `carried` and `once`
 under (caller, called address, called port), `called` or `pinned` for the way out, and four counters under the first
-key.  All stand when `open` returns.  Nobody is dialled: the path is ready at once, and whether the other end answers
-is seen by the caller itself.
+key.  What leads the call, and the first counter, stand when `open` returns, by one transaction; the other counters
+follow while the announcement is on its way, in any case before the transfer command.  Nobody is dialled: the path is
+ready at once, and whether the other end answers is seen by the caller itself.  Elements are taken away in one
+transaction too, and never one that is gone already: to undo a transaction costs the kernel milliseconds.
 
 **Ports.**  The key has the caller's address, so one port serves any number of clients at once; a port is taken only if
 the same caller is awaited, or counted, at the same address and port (NLM_F_EXCL).  Where two paths lead the same caller
 to the same port of the same server, they share the element for the way out.
 
 **Accounting.**  The kernel counts packets and their octets from the IP header on.  Less 52 octets of headers a packet
-(IPv6: 72), which is IP, TCP and the time stamp option that every system in use has, that is the payload; SYN|ACK has 8
-more.  Retransmissions count, and peers without time stamps are under-estimated by 12 octets a packet, so the tally says
-that it is not exact.  The direction in which nothing is transferred is counted as nothing: it has acknowledgements
-only, whose options would look like octets.
+(IPv6: 72), which is IP, TCP and the time stamp option that every system in use has, that is the payload; the three-way
+handshake, which has more options, is not counted.  Retransmissions count, and peers without time stamps are
+under-estimated by 12 octets a packet, so the tally says that it is not exact.  The direction in which nothing is
+transferred is counted as nothing: it has acknowledgements only, whose options would look like octets.
 
 **Ends.**  The kernel does not tell.  The counters are looked at, seldom while octets flow (so that the session is known
 to be busy), at once when the server has said its last word about the transfer (`settle`), and then every second, as the
@@ -34,6 +36,7 @@ administrator's forwards pass no chain and are not counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 
 from ..doors import Doors
 from ..endpoints import ANY_PORT, Endpoint, IPAddress, Side
@@ -50,8 +53,6 @@ __all__ = ["NftPath", "NftPlane"]
 
 HEADERS = {4: 52, 6: 72}
 """Octets of each packet that are not payload, by IP version."""
-MORE_IN_SYN = 8
-"""Octets of options that SYN|ACK has more."""
 
 MOST_TRIES = 500
 """How many ports one path tries before it gives up."""
@@ -72,29 +73,33 @@ class NftPath:
 
     ready = True
     reports_end = False
+    counts_at_once = True
 
     def __init__(
         self,
         plane: NftPlane,
         owner: PathOwner,
         caller: Side,
-        peer: IPAddress,
         at: Endpoint,
-        standing: tuple[Element, ...],
+        once: Element,
+        carried: Element,
+        counters: tuple[Element, ...],
         out: Element,
         release: Callable[[], None],
     ) -> None:
-        """`standing` lead the caller's one call; `out` is its way out, which may be shared; `release` gives its place
-        back."""
+        """`once` and `carried` lead the caller's one call; `out` is its way out, which may be shared; `release` gives
+        its place back."""
         self.announced: Mapping[Side, Endpoint] = {caller: at}
         self._plane = plane
         self._owner = owner
         self._caller = caller
-        self._version = peer.version
-        self._standing = standing
+        self._version = at.host.version
+        self._once = once
+        self._carried = carried
         self._out: Element | None = out
         self._release = release
-        self.counters = plane.counters(peer, at)
+        self.counters = counters
+        self._counting = False
         self._counted = [Count()] * len(COUNTERS)  # of counters that were replaced since
         self._last = [Count()] * len(COUNTERS)
         self._reloads = self._reloads_before = plane.elements.reloads
@@ -109,6 +114,8 @@ class NftPath:
         self._over = False
 
     def start(self, direction: Direction) -> None:
+        with suppress(OSError):
+            self.count()  # if not, the call that is to come soon fails as well, and reports it
         now = self._plane.board.now
         if self._direction is not None:  # another file of the same connection (MODE B)
             self._settled = False
@@ -123,9 +130,10 @@ class NftPath:
         if not self._up:  # came and went while the table was gone, perhaps
             self._plane.elements.check()
             self._up = self._plane.elements.reloads != self._reloads_before
-        self._stop_awaiting()
         if not self._up or self._ended:
             self._plane.board.soon(self._conclude, self.crashed)
+        else:
+            self._stop_awaiting()
 
     def so_far(self) -> Tally | None:
         now = self._plane.board.now
@@ -163,18 +171,28 @@ class NftPath:
         before, last = self._counted[which], self._last[which]
         return Count(before.packets + last.packets, before.octets + last.octets)
 
+    def count(self, _: float = 0.0) -> None:
+        """Install the counters that `open` has left out.  Raises `OSError`."""
+        if not self._counting and not self._over:
+            self._plane.elements.add(*self.counters[1:])
+            self._counting = True
+
     def _look(self) -> None:
-        """Read the counters."""
+        """Read the counters; before a transfer only whether the call has come."""
         elements = self._plane.elements
         self._looked_at = self._plane.board.now
         before = self._payload()
-        read = elements.read(*self.counters)
+        if self._up or self._direction is not None:
+            read = elements.read(*self.counters)
+        else:
+            read = [*elements.read(self.counters[0]), *self._last[1:]]
         if elements.reloads != self._reloads or any(now < then for now, then in zip(read, self._last, strict=True)):
             self._reloads = elements.reloads  # the table was flushed: they began again
             self._begin_again()
         self._last = read
         if read[0].packets and not self._up:
             self._up = True
+            elements.forget(self._once)  # which the call took away
             self._moved_at = self._plane.board.now
         if self._payload() != before:
             self._moved_at = self._plane.board.now
@@ -186,6 +204,7 @@ class NftPath:
     def _renew(self, now: float) -> None:
         """Counters must not time out before the transfer.  (Linux changes the time of an element only since 6.12.)"""
         self._begin_again()
+        self._counting = True
         self._plane.elements.remove(*self.counters)
         self._plane.elements.add(*self.counters)
         self._renew_at = now + self._plane.seconds / 2
@@ -251,24 +270,30 @@ class NftPath:
         forth, back = self._total(0), self._total(1)
         octets = {
             self._caller: max(0, forth.octets - headers * forth.packets),
-            self._caller.peer: max(0, back.octets - headers * back.packets - MORE_IN_SYN),
+            self._caller.peer: max(0, back.octets - headers * back.packets),
         }
         if self._direction is not None:
             octets[self._direction.sender.peer] = 0
         return octets
 
-    def _stop_awaiting(self) -> None:
-        """The call has come, or must not come any more."""
+    def _stop_awaiting(self, *others: Element) -> None:
+        """The call has come, or must not come any more; and remove `others`."""
+        gone = list(others)
         if self._out is not None:
             out, self._out = self._out, None
-            self._plane.take_down(self._standing, out)
+            gone.append(self._carried)
+            if not self._up:
+                gone.append(self._once)
+            if self._plane.leaves(out):
+                gone.append(out)
+        if gone:
+            self._plane.elements.remove(*gone)
 
     def _let_go(self) -> None:
         self._over = True
         self._plane.paths.forget(self)
         self._release()
-        self._stop_awaiting()
-        self._plane.elements.remove(*self.counters)
+        self._stop_awaiting(*self.counters[: None if self._counting else 1])
 
 
 class NftPlane:
@@ -300,6 +325,8 @@ class NftPlane:
         self._doors = doors
         self.paths: AlivePaths[NftPath] = AlivePaths(board)
         self._ways_out: dict[tuple[int, bytes], tuple[Element, int]] = {}  # by version and key, with their users
+        self._ours: dict[IPAddress, bool] = {}
+        self._ask_at = 0.0
 
     def __len__(self) -> int:
         """Paths that are being prepared or carried."""
@@ -325,7 +352,7 @@ class NftPlane:
             return Refused("the plane is closed")
         caller, leg, call = halves
         for host in (leg.peer, call.to.host):
-            if is_ours(host):  # what this machine sends passes no prerouting, what it receives no postrouting
+            if self._is_ours(host):  # what this machine sends passes no prerouting, what it receives no postrouting
                 return Refused(
                     Reason(
                         Code.PLANE_UNSUITED, f"{host} is this machine itself; the kernel carries only what is forwarded"
@@ -353,19 +380,23 @@ class NftPlane:
             )
         if shared is not None:
             self.elements.remove(out)  # and again below: its time begins anew
+        version, seconds = leg.at.host.version, self.seconds
         for port in self._candidates(leg.at.port):
             at = leg.at.at(port)
             if self._doors.taken(at, leg.peer):
                 continue
-            once = of_path("once", leg.peer, at, seconds=self.seconds)
-            standing = (once, carried(leg.peer, at, to, seconds=self.seconds))
+            once = of_path("once", leg.peer, at, seconds=seconds)
+            way_in = carried(leg.peer, at, to, seconds=seconds)
+            counters = tuple(Element(f"{kind}{version}", once.key, b"", seconds) for kind in COUNTERS)
             try:
-                self.elements.add(*standing, *self.counters(leg.peer, at), out)
+                self.elements.add(once, way_in, counters[0], out)
             except FileExistsError:
                 continue
             self._ways_out[place] = out, users + 1
-            path = NftPath(self, owner, caller, leg.peer, at, standing, out, self._doors.reserve(at, leg.peer))
+            release = self._doors.reserve(at, leg.peer)
+            path = NftPath(self, owner, caller, at, once, way_in, counters, out, release)
             self.paths.add(path)
+            self.board.soon(path.count, path.crashed)
             return path
         if shared is not None:
             self.elements.add(out)
@@ -378,22 +409,24 @@ class NftPlane:
     def _candidates(self, wanted: int) -> Iterator[int]:
         return iter((wanted,)) if wanted != ANY_PORT else self._ports.once_round(MOST_TRIES)
 
-    def counters(self, peer: IPAddress, at: Endpoint) -> tuple[Element, ...]:
-        """Of the connection of `peer` to `at`: `COUNTERS`."""
-        return tuple(of_path(kind, peer, at, seconds=self.seconds) for kind in COUNTERS)
-
-    def take_down(self, standing: tuple[Element, ...], out: Element) -> None:
-        """Keep calls out.  `standing` begins with `once`, which the call has taken away if it came."""
+    def leaves(self, out: Element) -> bool:
+        """A path does not need its way out any more; whether nobody else does."""
         place = int(out.map[-1]), out.key
         _, users = self._ways_out[place]
-        once, *others = standing
         if users > 1:
             self._ways_out[place] = out, users - 1
-        else:
-            del self._ways_out[place]
-            others.append(out)
-        self.elements.remove(once)
-        self.elements.remove(*others)
+            return False
+        del self._ways_out[place]
+        return True
+
+    def _is_ours(self, host: IPAddress) -> bool:
+        """`is_ours`, asked at most once a second for each host."""
+        if self.board.now >= self._ask_at:
+            self._ask_at = self.board.now + 1
+            self._ours.clear()
+        if (known := self._ours.get(host)) is None:
+            known = self._ours[host] = is_ours(host)
+        return known
 
     def close(self) -> None:
         self.paths.close()

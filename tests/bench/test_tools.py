@@ -86,6 +86,13 @@ def test_sources_are_used(programs: dict[str, Path], port: int) -> None:
     assert (report["sessions"], report["seen_as"]) == (3, "127.0.0.7")
 
 
+@pytest.mark.parametrize("what", [["-g", "/1k", "-w", "1024"], ["-u", "1024"]])
+def test_a_session_may_have_many_transfers(programs: dict[str, Path], port: int, what: list[str]) -> None:
+    report = load(programs, "-a", "127.0.0.1", "-p", port, "-j", 2, "-n", 4, "-r", 5, *what)
+    assert (report["sessions"], report["octets"], report["setup_ms"]["count"]) == (4, 4 * 5 * 1024, 4 * 5)
+    assert 0 < report["setup_ms"]["p50"] <= report["setup_ms"]["p90"] < report["latency_ms"]["max"]
+
+
 @pytest.mark.parametrize("option", [[], ["-c"]])
 def test_uploads_are_counted_by_the_server(programs: dict[str, Path], option: list[str]) -> None:
     size = (3 << 20) + 17
@@ -187,7 +194,9 @@ def test_a_client_that_leaves_does_no_harm(port: int) -> None:
 def test_the_configuration_has_a_service_for_each_way() -> None:
     services = tomllib.loads(configuration(["tproxy", "redirect", "none"]))["service"]
     assert [service["intercept"] for service in services] == ["tproxy", "redirect", "none"]
+    assert {tuple(service["planes"]) for service in services} == {("relay",)}
     assert len({service["listen"][0] for service in services}) == 3
+    assert tomllib.loads(configuration(["kernel"]))["service"][0]["planes"] == ["nft"]
     assert all(ip_address(service["clients"][0].removesuffix("/32")) for service in services)
 
 

@@ -85,6 +85,7 @@ class Stage:
         owner = Owner()
         path = self.plane.open(spec, owner)
         assert isinstance(path, NftPath), path
+        self.board.turn()
         return path, owner
 
     def left(self) -> list[str]:
@@ -95,7 +96,7 @@ def in_table(gateway: Namespace) -> list[str]:
     """The maps and sets of our table, once for each element."""
     listed = json.loads(gateway.run("nft", "-j", "list", "table", "inet", "ftpproxy"))["nftables"]
     sets = [item.get("map") or item.get("set") for item in listed if "map" in item or "set" in item]
-    assert len(sets) == 18
+    assert len(sets) == 20
     return [one["name"] for one in sets for _ in one.get("elem", [])]
 
 
@@ -483,6 +484,7 @@ def test_everything_has_a_time(stage: Stage, family: Family) -> None:
     """Item 103: what a killed process leaves is gone by itself."""
     plane = NftPlane(stage.elements, PortRange(20500, 20509), stage.board, stage.doors, seconds=0.3)
     assert isinstance(plane.open(passive(family), Owner()), NftPath)
+    stage.board.turn()
     assert len(stage.left()) == 7
     until(lambda: stage.left() == [], "elements that outlive their time")
     plane.close()

@@ -17,7 +17,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Protocol
 
 import pytest
 from attrs import frozen
@@ -26,15 +25,13 @@ from ftpproxy.doors import Doors
 from ftpproxy.endpoints import Endpoint, IPAddress
 from ftpproxy.intercept.interceptor import Listener
 
+from ..waiting import pending
+
 CLONE_NEWNET = 0x40000000
 WAIT = 5.0
 """Seconds after which something that should have happened has not."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class HasFileno(Protocol):
-    def fileno(self) -> int: ...
 
 
 def _checked(result: int) -> None:
@@ -153,7 +150,7 @@ def world() -> Iterator[World]:
             namespace.close()
 
 
-def _ready(sock: HasFileno, event: int) -> bool:
+def _ready(sock: socket.socket, event: int) -> bool:
     poll = select.poll()
     poll.register(sock, event)
     return bool(poll.poll(WAIT * 1000))
@@ -190,7 +187,7 @@ def call(doors: Doors, listener: Listener) -> socket.socket:
 
     listener.expected.answer(calls.append, crashed)
     while not calls:
-        assert _ready(doors.board.selector, select.POLLIN), "nobody called"
+        assert pending(doors.board, seconds=WAIT), "nobody called"
         doors.board.turn()
     (sock,) = calls
     sock.settimeout(WAIT)

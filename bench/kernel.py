@@ -1,0 +1,74 @@
+"""The kernel plane against plain masquerading, and the three targets that it must meet.
+
+One client, one server, one gateway that masquerades.  Either the proxy has the control connection and the kernel
+carries the data (`planes = ["nft"]`), or the gateway masquerades both and the proxy is not involved; in turn, within
+one run.  The direct path passes the hooks of the proxy's table as well, since that is loaded all the time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from .measure import Bench, Progress
+from .proxy import running
+from .topology import DIRECT, Topology
+
+__all__ = ["kernel"]
+
+WAY = "kernel"
+LEAST_RATIO = 0.98
+MOST_CPU_MS = 1.0
+"""Of the proxy, for each GiB that the kernel carries."""
+MOST_ADDED_US = 120.0
+"""To the median of PASV to 227, by the whole proxy."""
+
+SET_UPS = 500
+SET_UP_ROUNDS = 4
+"""As many times as the other measurements: they are short."""
+
+
+def kernel(
+    load: Path,
+    serving: Callable[[Topology], AbstractContextManager[None]],
+    *,
+    copy: bool,
+    rounds: int,
+    size: int,
+    profile: Path | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Everything, in `rounds`, with transfers of `size` octets."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ftpproxy-bench-") as folder,
+        Topology(nat=True) as topology,
+        serving(topology),
+        running(topology, [WAY], Path(folder), profile) as usage,
+    ):
+        ways = [DIRECT, WAY]
+        short = Bench(topology, load, usage, ways, True, copy, rounds * SET_UP_ROUNDS, progress)
+        long = Bench(topology, load, usage, ways, True, copy, rounds, progress)
+        set_ups = short.set_ups(SET_UPS)
+        throughput = long.throughput(size)
+        octets = long.cpu_of_octets(4 * size)
+        drops = topology.conntrack_drops()
+    ratio = min(throughput[verb][WAY]["ratio"] for verb in ("RETR", "STOR"))
+    added = round(set_ups[WAY]["p50_us"] - set_ups[DIRECT]["p50_us"], 1)
+    return {
+        "targets": {
+            "throughput_ratio": {"at_least": LEAST_RATIO, "found": ratio, "met": ratio >= LEAST_RATIO},
+            "proxy_cpu_ms_per_gib": {
+                "less_than": MOST_CPU_MS,
+                "found": octets["ms_per_gib"],
+                "met": octets["ms_per_gib"] < MOST_CPU_MS,
+            },
+            "added_to_pasv_us": {"at_most": MOST_ADDED_US, "found": added, "met": added <= MOST_ADDED_US},
+        },
+        "set_ups": set_ups,
+        "throughput": throughput,
+        "cpu_of_octets": octets,
+        "conntrack_drops": drops,
+    }
