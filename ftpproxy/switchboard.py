@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 import selectors
+import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -98,7 +99,8 @@ class Switchboard:
         """Seconds on a monotonic clock, read once per round; callbacks use it instead of reading a clock."""
         self._sweeps: dict[Callable[[float], None], Callable[[Exception], None]] = {}
         self._soon: list[tuple[Callable[[float], None], Callable[[Exception], None]]] = []
-        self._something_soon = trio.Event()
+        self._something_soon: trio.Event | None = None
+        """While there is a task that waits for it."""
 
     def watch(
         self, fileobj: _HasFileno, callback: Callable[[int], None], on_crash: Callable[[Exception], None]
@@ -116,7 +118,8 @@ class Switchboard:
     def soon(self, callback: Callable[[float], None], on_crash: Callable[[Exception], None]) -> None:
         """Call `callback(now)` in a later turn: for what must not be reported from inside the call that found it."""
         self._soon.append((callback, on_crash))
-        self._something_soon.set()
+        if self._something_soon is not None:
+            self._something_soon.set()
 
     def turn(self) -> bool:
         """Handle what is pending now, without waiting; whether there was anything."""
@@ -152,6 +155,20 @@ class Switchboard:
             except Exception:
                 log.exception("internal.error")  # while ending what had an internal error
 
+    def run_alone(self, over: Callable[[], bool]) -> None:
+        """Serve events in this thread, without trio and its tasks, until `over()`: looked at after each turn and at
+        least once a second."""
+        self.now = time.monotonic()
+        sweep_at = self.now + SWEEP_SECONDS
+        while not over():
+            if not self._soon:
+                self.selector.select(max(0.0, sweep_at - self.now))
+            self.now = time.monotonic()
+            self.turn()
+            if self.now >= sweep_at:
+                sweep_at = self.now + SWEEP_SECONDS
+                self.sweep_now(self.now)
+
     async def run(self) -> None:
         """Serve events until cancelled."""
         self.now = trio.current_time()
@@ -180,8 +197,10 @@ class Switchboard:
     async def _soon_forever(self) -> None:
         """Calls that were asked for outside a turn wake the board up; within one, `turn` itself gets to them."""
         while True:
-            await self._something_soon.wait()
             self._something_soon = trio.Event()
+            if self._soon:
+                self._something_soon.set()
+            await self._something_soon.wait()
             self.now = trio.current_time()
             self._call_soon()
 
