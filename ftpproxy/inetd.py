@@ -124,8 +124,8 @@ def _take() -> str:
 
 
 def serve(config: Config, name: str | None = None) -> int:
-    """The session of the client that was taken, as the service called `name` says, which may be left out where there
-    is one only.  Returns an exit code.  Raises `ConfigError` where that service cannot be had this way."""
+    """The session of the client that was taken, as the service called `name` says, or else the first.
+    Returns an exit code.  Raises `ConfigError` where that service cannot be had this way."""
     from . import log as logs
     from .single import chosen, serve_one
 

@@ -28,13 +28,17 @@ from .carriage import Carriage
 from .channels import MOST_UNSENT, Channel
 from .dial import Dial
 from .endpoints import Endpoint, Side
+from .glance import Glance, load_of, text
 from .log import event
+from .metrics import counts
 from .pi.actions import Action, Arm, Chunk, Denied, Hangup, LoginFailed, Need, Timer
 from .pi.handover import HandOver
+from .pi.insight import Insight, insight
 from .pi.interpreter import ProtocolInterpreter
 from .reasons import Code, Reason, code_of
 from .routes import Route
 from .switchboard import READ, Switchboard
+from .tap import Tap, Trace
 from .terms import Terms
 from .wire.reply import reply
 
@@ -68,6 +72,7 @@ class Session:
         "orig_server",
         "over",
         "server",
+        "taps",
     )
 
     def __init__(
@@ -94,6 +99,8 @@ class Session:
         self.orig_server = orig_server
         self.server = server
         self.over = False
+        self.taps: tuple[Tap, ...] = ()
+        """Who watches what is said."""
         self._terms = terms
         self._board = board
         self._ended = ended
@@ -176,6 +183,8 @@ class Session:
             return
         if octets is not None:
             self._last_word = self._board.now
+            for tap in self.taps:
+                tap.heard(side, octets)
             assert self._interpreter is not None
             self._interpreter.receive(side, octets)
         self._pump()
@@ -233,8 +242,11 @@ class Session:
             self._interpreter.dismiss(text)
             self._pump()
             return
+        farewell = [Chunk(reply(421, text))]
+        for tap in self.taps:
+            tap.told(CLIENT, farewell)
         try:
-            self._channels[CLIENT].send([Chunk(reply(421, text))])
+            self._channels[CLIENT].send(farewell)
         except OSError:
             pass  # the client is gone as well
         self._end(text)
@@ -261,6 +273,8 @@ class Session:
         try:
             for side, channel in self._channels.items():
                 if (chunks := interpreter.take_output(side)) or channel.unsent:
+                    for tap in self.taps:
+                        tap.told(side, chunks)
                     channel.send(chunks)
         except OSError as error:
             self._lost(side, error)
@@ -294,8 +308,10 @@ class Session:
         elif isinstance(action, Hangup):
             self._hang_up(interpreter, action)
         elif isinstance(action, Denied):
+            counts.denials[self.service, action.rule] += 1
             self.log(logging.INFO, "command.denied", code=action.code, rule=action.rule, what=action.what)
         elif isinstance(action, LoginFailed):
+            counts.failed_logins[self.service, Code.SERVER_DENIED] += 1
             self.log(logging.INFO, "login.failed", code=Code.SERVER_DENIED, user=action.user)
         else:
             self.carriage.perform(interpreter, action)
@@ -304,8 +320,11 @@ class Session:
 
     def _hang_up(self, interpreter: ProtocolInterpreter, action: Hangup) -> None:
         for side, channel in self._channels.items():
+            chunks = interpreter.take_output(side)
+            for tap in self.taps:
+                tap.told(side, chunks)
             try:
-                channel.send(interpreter.take_output(side))
+                channel.send(chunks)
             except OSError:
                 pass  # it is the end anyway
         self._end(action.reason, drain=action.drain)
@@ -325,10 +344,12 @@ class Session:
             self._dial = None
         self.carriage.end(drain=drain)
         seconds = f"{self._board.now - self._opened_at:.1f}"
+        code = code_of(reason, Code.OPERATOR)
+        counts.sessions[self.service, code] += 1
         self.log(
             logging.INFO,
             "session.close",
-            code=code_of(reason, Code.OPERATOR),
+            code=code,
             reason=reason,
             transfers=self.carriage.transfers,
             seconds=seconds,
@@ -368,3 +389,44 @@ class Session:
         """An event of this session."""
         if log.isEnabledFor(level):
             event(log, level, name, session=self.number, client=self.client, **fields)
+        for tap in self.taps:
+            tap.happened(name, fields)
+
+    # Those who look
+
+    def _look(self) -> Insight | None:
+        return insight(self._interpreter) if self._interpreter is not None else None
+
+    def glance(self) -> Glance:
+        """What it is doing at this moment."""
+        now, view, carried = self._board.now, self._look(), self.carriage.foremost
+        verb, _, file = (view.command if view is not None else b"").partition(b" ")
+        return Glance(
+            session=self.number,
+            service=self.service,
+            state="ending" if self.over else "calling" if view is None else "unread" if view.unread else "open",
+            client=str(self.client),
+            server=str(self.server),
+            age=now - self._opened_at,
+            idle=0.0 if self.carriage.busy else now - self._last_word,
+            user=text(view.user) if view is not None else "",
+            command=text(verb),
+            file=text(file),
+            load=load_of(carried) if carried is not None else None,
+        )
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way: no data connection, and no command that the server has to answer."""
+        view = self._look()
+        return not self.carriage and (view is None or not (view.command or view.unread))
+
+    def tap(self, trace: Trace) -> None:
+        """Show `trace` what is said from now on."""
+        view = self._look()
+        within_a_line = view is not None and view.within_a_line
+        self.taps += (Tap(self.number, trace, self._look, within_a_line=within_a_line),)
+
+    def untap(self, trace: Trace) -> None:
+        """It is not wanted any more."""
+        self.taps = tuple(tap for tap in self.taps if tap.trace is not trace)

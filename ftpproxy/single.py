@@ -51,13 +51,12 @@ log = logging.getLogger(__name__)
 
 
 def chosen(config: Config, name: str | None) -> ServiceConfig:
-    """The service called `name`, which may be left out where there is one only.  Raises `ConfigError` where there is
-    none, or where it cannot be had in a process of one session."""
-    named = [service for service in config.services if name in (None, service.name)]
-    if len(named) != 1:
-        known = ", ".join(service.name for service in config.services)
-        raise ConfigError([Problem("service", f"say with --service which one inetd calls: {known}")])
-    (service,) = named
+    """The service called `name`, or else the first.  Raises `ConfigError` where there is none, or where it cannot be
+    had in a process of one session."""
+    service = next((each for each in config.services if name in (None, each.name)), None)
+    if service is None:
+        known = ", ".join(each.name for each in config.services)
+        raise ConfigError([Problem("service", f'there is no "{name}" for --service; there are: {known}')])
     lives = "needs a process that lives: serve without --inetd"
     problems = []
     if service.mode == "gateway":

@@ -84,7 +84,7 @@ def test_rules_in_forward_mode_need_clients(tmp_path: Path) -> None:
     ("argv", "said"),
     [
         (["serv"], "unknown command 'serv'; did you mean serve?"),
-        (["nonsense"], "unknown command 'nonsense'; the commands are serve, check, rules, doctor, lab"),
+        (["nonsense"], "unknown command 'nonsense'; the commands are serve, check, rules, doctor, status"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["check"], "the following arguments are required: -c/--config"),
         (["check", "-c"], "expected one argument"),
@@ -125,7 +125,10 @@ def test_help(argv: list[str]) -> None:
 
 
 def test_the_usage_of_rules_shows_both_forms() -> None:
-    assert "usage: ftpproxy rules -c FILE [--apply]\n       ftpproxy rules --remove\n" in ftpproxy("rules", "-h").stdout
+    assert (
+        "usage: ftpproxy rules -c FILE [--for FORM] [--apply]\n       ftpproxy rules --remove\n"
+        in ftpproxy("rules", "-h").stdout
+    )
 
 
 @pytest.mark.linux("its range of ephemeral ports can be read in /proc")

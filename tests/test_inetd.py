@@ -187,17 +187,21 @@ def test_a_service_that_would_start_itself_again(tmp_path: Path) -> None:
         assert process.wait(PATIENCE) == 0
 
 
-def test_several_services_need_a_name(server: str, tmp_path: Path) -> None:
+def test_one_of_several_services(server: str, tmp_path: Path) -> None:
     file = configuration(tmp_path, server)
     other = file.read_text().partition("[[service]]")[2].replace('"one"', '"other"').replace(":2", ":3")
     file.write_text(f"{file.read_text()}\n[[service]]{other}")
-    for argv, code in (((), 78), (("--service", "none"), 78), (("--service", "other"), 0)):
-        with inetd("serve", "--inetd", "-c", str(file), *argv, log=tmp_path / "log") as (client, process):
+    log = tmp_path / "log"
+    for argv, code, said in (
+        ((), 0, " service=one "),
+        (("--service", "other"), 0, " service=other "),
+        (("--service", "none"), 78, 'service: there is no "none" for --service; there are: one, other'),
+    ):
+        with inetd("serve", "--inetd", "-c", str(file), *argv, log=log) as (client, process):
             client.recv(4096)
             client.shutdown(socket.SHUT_WR)
             assert process.wait(PATIENCE) == code
-        if code:
-            assert "say with --service which one inetd calls: one, other" in (tmp_path / "log").read_text()
+        assert said in log.read_text()
 
 
 def test_a_descriptor_that_is_no_client(tmp_path: Path) -> None:

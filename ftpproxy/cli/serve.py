@@ -20,7 +20,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--inetd", action="store_true", help="serve one session on descriptor 0, as inetd(8) starts it, and end with it"
     )
-    parser.add_argument("--service", metavar="NAME", help="with --inetd: the service of the file, if it has several")
+    parser.add_argument("--service", metavar="NAME", help="with --inetd: that service of the file (default: the first)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,4 +32,4 @@ def run(arguments: argparse.Namespace) -> int:
         return serve(load(arguments.config), arguments.service)
     from ..compose import run
 
-    return run(load(arguments.config))
+    return run(load(arguments.config), file=arguments.config)

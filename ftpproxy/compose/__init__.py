@@ -9,9 +9,12 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import resource
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,6 +24,9 @@ from .. import log as logs
 from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
 from ..config import Config
+from ..control.address import Address
+from ..control.desk import Desk, Facts
+from ..control.hall import Hall
 from ..doors import Doors
 from ..errands import Errands
 from ..gates import open_lookup
@@ -29,11 +35,14 @@ from ..passwords import BadUsersFile
 from ..pf import EngineError
 from ..pf.natlook import NatlookError
 from ..privileges import PrivilegeError
+from ..scrape import CannotServe, Scrape
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
 from ..table import Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
+from . import monitoring
+from .control import open_control
 from .services import Shared, compose
 
 if TYPE_CHECKING:
@@ -50,13 +59,17 @@ DESCRIPTORS_A_SESSION = 10
 SECONDS_FOR_ANOTHER = 2.0
 """How long another process with our table may take to start."""
 
+Orders = Mapping[signal.Signals, Callable[[], object]]
+"""What to do at which signal."""
+
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
+def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | None = None) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error.
 
-    `ready` is called once everything stands that may fail.
+    `ready` is called once everything stands that may fail.  `file` is where the configuration was read, None where it
+    is not a file's.
     """
     passed, supervisor = inherited(), Supervisor.from_environment()
     most = {service.name: service.limits.sessions for service in config.services}
@@ -68,7 +81,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
     try:
         claim = _claim(config)
         engine = _engine(config)
-        return trio.run(_serve, config, claim, engine, passed, supervisor, ready)
+        return trio.run(_serve, config, claim, engine, passed, supervisor, ready, file and os.path.abspath(file))
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -77,7 +90,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
         return _fail(str(error), EX_NOPERM if error.denied else EX_UNAVAILABLE)
     except BadUsersFile as error:
         return _fail(str(error), EX_CONFIG)
-    except CannotListen as error:
+    except (CannotListen, CannotServe) as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
     except NatlookError as error:
@@ -124,6 +137,7 @@ async def _serve(
     passed: Sequence[Inherited],
     supervisor: Supervisor,
     ready: Callable[[], None],
+    file: str | None,
 ) -> int:
     board = Switchboard()
     elements = None if claim is None else netfilter.Elements(claim.load)
@@ -136,24 +150,45 @@ async def _serve(
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
+    scrape: Scrape | None = None
+    address: Address | None = None
     try:
         server.listen(process.given(passed, config.services))
+        address = open_control(config.control)
         if claim is not None:
             claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
             keep = _Keeper(elements)
             keep(0.0)
             board.sweep(keep, keep.crashed)
+        if config.metrics.listen is not None:
+            scrape = monitoring.scrape(config.metrics, server, services, elements)
         process.drop_privileges(config, table=claim is not None)
         _warn(config)
         vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
-        await _run(server, engine, board)
+
+        def terminate() -> None:
+            vitals.stopping("finishing transfers")
+            server.terminate(config.process.drain)
+
+        async with trio.open_nursery() as nursery:
+            if address is not None:
+                desk = Desk(server, Facts(file, started=time.time()))
+                nursery.start_soon(Hall(address, desk).run)
+            if scrape is not None:
+                nursery.start_soon(scrape.run)
+            await _run(server, {signal.SIGTERM: terminate}, engine, board)
+            nursery.cancel_scope.cancel()
         vitals.stopping("stopping")
     finally:
+        if address is not None:
+            address.close()
         server.close()
+        if scrape is not None:
+            scrape.close()
         for service in services:
             for plane in service.terms.planes:
                 plane.close()
@@ -171,14 +206,14 @@ async def _serve(
     return EX_OK
 
 
-async def _run(server: Server, engine: Engine | None, board: Switchboard) -> None:
+async def _run(server: Server, orders: Orders, engine: Engine | None, board: Switchboard) -> None:
     """Serve, as long as there is the engine that some services need.  Raises `EngineError`."""
     if engine is None:
-        await server.run()
+        await server.run(orders)
         return
     with trio.CancelScope() as scope:
         engine.attach(board, lambda _: scope.cancel())
-        await server.run()
+        await server.run(orders)
     if engine.over:
         event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
         raise EngineError(f"{engine.over}; the service cannot go on without it")

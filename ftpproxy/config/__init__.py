@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pi.policy import CommandRule
+from .beside import check_control, check_metrics
 from .checks import check_service, check_together
 from .reading import Found, key_path, read
 from .systems import check_system
@@ -31,15 +32,18 @@ from .values import (
     AnnounceTo,
     Config,
     ConfigError,
+    ControlConfig,
     GatewayConfig,
     IPNetwork,
     Limits,
     LogConfig,
+    MetricsConfig,
     PfConfig,
     PortSpan,
     Problem,
     ProcessConfig,
     ServiceConfig,
+    UnixPath,
 )
 
 __all__ = [
@@ -48,15 +52,18 @@ __all__ = [
     "AnnounceTo",
     "Config",
     "ConfigError",
+    "ControlConfig",
     "GatewayConfig",
     "IPNetwork",
     "Limits",
     "LogConfig",
+    "MetricsConfig",
     "PfConfig",
     "PortSpan",
     "Problem",
     "ProcessConfig",
     "ServiceConfig",
+    "UnixPath",
     "load",
     "parse",
     "show",
@@ -99,6 +106,8 @@ def parse(text: str, system: str | None = None) -> Config:
     for key in data.keys() - {"service", *GENERAL}:
         found.append(((key,), _unknown_section(key)))
     general: dict[str, Any] = {name: read(data.get(name, {}), table, (name,), found) for name, table in GENERAL.items()}
+    if general["control"] is not None:
+        found += [(("control", *where), reason) for where, reason in check_control(general["control"])]
     services: list[tuple[int, ServiceConfig]] = []
     raw = data.get("service", [])
     if isinstance(raw, list):
@@ -113,6 +122,9 @@ def parse(text: str, system: str | None = None) -> Config:
     if raw == []:
         found.append((("service",), "at least one [[service]] is needed"))
     found += check_together(services)
+    if (metrics := general["metrics"]) is not None:
+        checked = check_metrics(metrics, [service for _, service in services])
+        found += [(("metrics", *where), reason) for where, reason in checked]
 
     if found:
         names = _names(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
@@ -19,16 +20,19 @@ __all__ = [
     "AnnounceTo",
     "Config",
     "ConfigError",
+    "ControlConfig",
     "GatewayConfig",
     "HostName",
     "IPNetwork",
     "Limits",
     "LogConfig",
+    "MetricsConfig",
     "PfConfig",
     "PortSpan",
     "Problem",
     "ProcessConfig",
     "ServiceConfig",
+    "UnixPath",
 ]
 
 
@@ -225,6 +229,25 @@ class LogConfig:
     """A file for one line a transferred file, in the form of wu-ftpd."""
 
 
+class UnixPath(NamedTuple):
+    """A Unix socket: `"unix:/run/ftpproxy/metrics"` in the file."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@frozen(kw_only=True)
+class MetricsConfig:
+    """`[metrics]`."""
+
+    listen: Endpoint | UnixPath | None = None
+    """Where Prometheus may ask; None: nowhere."""
+    public: bool = False
+    """`listen` may be an address that others reach."""
+
+
 @frozen(kw_only=True)
 class ProcessConfig:
     """`[process]`."""
@@ -232,6 +255,21 @@ class ProcessConfig:
     user: str | None = None
     """Whom a process that was started as root becomes; empty: it stays root.  None: `ftpproxy`, if there is such a
     user."""
+    drain: float = 60.0
+    """Seconds that transfers under way have to finish after SIGTERM."""
+
+
+DEFAULT_CONTROL = "/run/ftpproxy/control" if sys.platform == "linux" else "/var/run/ftpproxy/control"
+
+
+@frozen(kw_only=True)
+class ControlConfig:
+    """`[control]`: the socket for `ftpproxy status` and the others."""
+
+    socket: str = DEFAULT_CONTROL
+    """Empty: there is none."""
+    group: str = "ftpproxy"
+    """Whose members may look."""
 
 
 @frozen(kw_only=True)
@@ -240,4 +278,6 @@ class Config:
 
     services: tuple[ServiceConfig, ...]
     log: LogConfig = LogConfig()
+    metrics: MetricsConfig = MetricsConfig()
     process: ProcessConfig = ProcessConfig()
+    control: ControlConfig = ControlConfig()
