@@ -24,16 +24,17 @@ demo: $(STAMP) ## show it: NAT on either side, with and without the proxy
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-test: $(STAMP) lint ## everything, namespaces and real peers included
+JOBS ?= 3
+test: $(STAMP) lint ## everything, namespaces and real peers included; JOBS (3) files at a time
 	@sh tests/system-packages.sh peers
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n $(JOBS) --dist loadfile
 
 matrix: $(STAMP) ## every real server with every real client in every mode
 	@sh tests/system-packages.sh peers
 	@$(BIN)/pytest -q -m matrix -p no:cacheprovider tests/netns
 
 system-test: $(STAMP) ## the service in a booted Debian with systemd (root, debootstrap, systemd-nspawn)
-	@bash tests/system-packages.sh system
+	@sh tests/system-packages.sh system
 	@$(BIN)/pytest -q -m system -p no:cacheprovider tests/system
 
 bench: $(STAMP) ## throughput and sessions a second, as JSON

@@ -11,11 +11,11 @@ when something has come to its end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from .carried import Carried, open_path
-from .dtp.plane import Path
+from .carried import Carried, Opening
+from .dtp.plane import Path, Pending
 from .endpoints import Endpoint, Side
 from .paths import Tally
 from .pi.actions import DropPath, EndTransfer, OpenPath, SettlePath, StartPath
@@ -51,7 +51,18 @@ def _already_logged(_: Exception) -> None:
 class Carriage:
     """The paths of one session."""
 
-    __slots__ = ("_board", "_carried", "_fell_back", "_open", "_ours", "_principal", "_terms", "_transfer", "transfers")
+    __slots__ = (
+        "_board",
+        "_carried",
+        "_fell_back",
+        "_open",
+        "_opening",
+        "_ours",
+        "_principal",
+        "_terms",
+        "_transfer",
+        "transfers",
+    )
 
     def __init__(
         self, principal: Principal, terms: Terms, board: Switchboard, ours: Callable[[Endpoint], bool]
@@ -61,6 +72,8 @@ class Carriage:
         self._terms = terms
         self._board = board
         self._ours = ours
+        self._opening: Opening | None = None
+        """What the interpreter waits for; it is asked nothing meanwhile."""
         self._open: Carried | None = None
         """What the next transfer will use."""
         self._transfer: Carried | None = None
@@ -78,6 +91,28 @@ class Carriage:
     def busy(self) -> bool:
         """Whether octets may be on their way."""
         return any(len(carried.up) == 2 for carried in self._carried.values())
+
+    @property
+    def foremost(self) -> Carried | None:
+        """What one would call the session's data connection: of the transfer under way, else one that carries, else the
+        one that is prepared."""
+        carrying = (carried for carried in self._carried.values() if len(carried.up) == 2)
+        return self._transfer or next(carrying, self._open)
+
+    def planes(self) -> Iterator[str]:
+        """The plane of each path that is alive."""
+        return (carried.plane for carried in self._carried.values())
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a path is being opened, and nothing else may happen until it is decided."""
+        return self._opening is not None
+
+    def stop_opening(self) -> None:
+        """The path that is being opened is not wanted any more."""
+        if self._opening is not None:
+            self._opening.close()
+            self._opening = None
 
     # From the interpreter
 
@@ -109,10 +144,18 @@ class Carriage:
     def _open_path(self, interpreter: ProtocolInterpreter, action: OpenPath) -> None:
         if len(self._carried) >= MOST_PATHS:  # whoever never closes a data connection holds descriptors of ours
             self._drop(next(iter(self._carried.values())))
-        carried, refusals = open_path(self._terms.planes, action.spec, self, self._ours)
+        opening = Opening(self._terms.planes, action.spec, self._ours)
+        carried = opening.ask(self)
+        if opening.undecided:
+            self._opening = opening
+        else:
+            self._decided(interpreter, opening, carried)
+
+    def _decided(self, interpreter: ProtocolInterpreter, opening: Opening, carried: Carried | None) -> None:
         level = logging.WARNING if carried is None else logging.DEBUG if self._fell_back else logging.INFO
-        for plane, why in refusals:
-            self._principal.log(level, "data.refused", plane=plane, **fields(why, Code.PLANE_FAILED), spec=action.spec)
+        for plane, why in opening.refusals:
+            because = fields(why, Code.PLANE_FAILED)
+            self._principal.log(level, "data.refused", plane=plane, **because, spec=opening.spec)
             self._fell_back = True
         if carried is None:
             interpreter.path_refused()
@@ -123,18 +166,34 @@ class Carriage:
             logging.DEBUG,
             "data.open",
             plane=carried.plane,
-            spec=action.spec,
+            spec=opening.spec,
             client_calls=path.announced.get(Side.CLIENT),
             server_calls=path.announced.get(Side.SERVER),
         )
         interpreter.path_opened(path.announced, ready=path.ready, reports_end=path.reports_end)
 
-    # From the paths
+    # From the planes and the paths
+
+    def opened(self, pending: Pending, path: Path) -> None:
+        """`Opener`."""
+        if (opening := self._opening) is not None and opening.pending is pending:
+            self._opening = None
+            carried = opening.opened(path)
+            self._principal.tell(lambda interpreter: self._decided(interpreter, opening, carried))
+
+    def refused(self, pending: Pending, why: str) -> None:
+        """`Opener`."""
+        if (opening := self._opening) is not None and opening.pending is pending:
+            carried = opening.refused(why, self)
+            if not opening.undecided:
+                self._opening = None
+                self._principal.tell(lambda interpreter: self._decided(interpreter, opening, carried))
 
     def connected(self, path: Path, side: Side) -> None:
         """`PathOwner`."""
         if carried := self._carried.get(path):
             carried.up.add(side)
+            self._principal.log(logging.DEBUG, "data.connected", plane=carried.plane, side=side)
             if carried is self._open:
                 self._principal.tell(lambda interpreter: interpreter.path_connected(side))
 
@@ -169,6 +228,7 @@ class Carriage:
     def end(self, *, drain: bool) -> None:
         """The session ends: cut what is alive, or if it may `drain` only what has no transfer or would not tell when it
         ends, and account for what the server owes its word about."""
+        self.stop_opening()
         for carried in list(self._carried.values()):
             if not drain or carried is self._open or carried.counted:
                 self._drop(carried)
@@ -177,6 +237,7 @@ class Carriage:
 
     def close(self) -> None:
         """Cut everything."""
+        self.stop_opening()
         for carried in list(self._carried.values()):
             self._drop(carried)
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 
 from attrs import define, field
 
-from .dtp.plane import DataPlane, Path, PathOwner, Refused
+from .dtp.plane import DataPlane, Opener, Path, Pending, Refused
 from .endpoints import Endpoint, Side
 from .paths import Call, Direction, PathSpec, Tally
 from .pi.actions import StartPath
 from .reasons import Code, Reason, code_of
 
-__all__ = ["Carried", "open_path"]
+__all__ = ["Carried", "Opening"]
 
 _UNSUITED = Reason(Code.PLANE_UNSUITED, "it does not carry such paths")
 
@@ -71,7 +71,7 @@ class Carried:
     @property
     def counted(self) -> bool:
         """The server has said its word, and the path would not tell by itself when it ends."""
-        return self.positive is not None and not self.path.reports_end
+        return self.positive is not None and not self.path.reports_end and self.path.counts_at_once
 
     def begin(self, action: StartPath) -> None:
         """The transfer command was sent."""
@@ -102,19 +102,53 @@ class Carried:
         }
 
 
-def open_path(
-    planes: Iterable[DataPlane], spec: PathSpec, owner: PathOwner, ours: Callable[[Endpoint], bool]
-) -> tuple[Carried | None, list[tuple[str | None, str]]]:
-    """The path on the first plane that carries it, or None; and the planes that did not, each with its reason.
+class Opening:
+    """A path that is being looked for: the planes are asked in their order, and waited for where they ask to be."""
 
-    None of them may where a call would come back to us, which `ours` tells.
-    """
-    if any(isinstance(leg, Call) and ours(leg.to) for leg in (spec.client, spec.server)):
-        return None, [(None, Reason(Code.LOOP, "the way leads back to this proxy"))]
-    refusals: list[tuple[str | None, str]] = []
-    for plane in planes:
-        path = plane.open(spec, owner) if plane.carries(spec) else Refused(_UNSUITED)
-        if not isinstance(path, Refused):
-            return Carried(path, plane.name), refusals
-        refusals.append((plane.name, path.why))
-    return None, refusals
+    def __init__(self, planes: Iterable[DataPlane], spec: PathSpec, ours: Callable[[Endpoint], bool]) -> None:
+        """No plane is asked where a call would come back to us, which `ours` tells."""
+        self.spec = spec
+        self.pending: Pending | None = None
+        """What the last plane that was asked has still to decide."""
+        self.refusals: list[tuple[str | None, str]] = []
+        """The planes that do not carry it, each with its reason."""
+        self._plane = ""
+        self._left = iter(planes)
+        if any(isinstance(leg, Call) and ours(leg.to) for leg in (spec.client, spec.server)):
+            self._left = iter(())
+            self.refusals.append((None, Reason(Code.LOOP, "the way leads back to this proxy")))
+
+    @property
+    def undecided(self) -> bool:
+        """A plane has still to decide."""
+        return self.pending is not None
+
+    def ask(self, owner: Opener) -> Carried | None:
+        """The path on the first plane that is left and carries it.  None: something is `pending`, or no plane does."""
+        for plane in self._left:
+            self._plane = plane.name
+            answer = plane.open(self.spec, owner) if plane.carries(self.spec) else Refused(_UNSUITED)
+            if isinstance(answer, Pending):
+                self.pending = answer
+                return None
+            if not isinstance(answer, Refused):
+                return Carried(answer, plane.name)
+            self.refusals.append((plane.name, answer.why))
+        return None
+
+    def opened(self, path: Path) -> Carried:
+        """What was pending stands."""
+        self.pending = None
+        return Carried(path, self._plane)
+
+    def refused(self, why: str, owner: Opener) -> Carried | None:
+        """What was pending does not come; as `ask` for the other planes."""
+        self.pending = None
+        self.refusals.append((self._plane, why))
+        return self.ask(owner)
+
+    def close(self) -> None:
+        """Nobody wants it any more."""
+        if self.pending is not None:
+            self.pending.close()
+            self.pending = None

@@ -16,7 +16,7 @@ from enum import Enum
 
 from attrs import frozen
 
-from .endpoints import Endpoint, IPAddress, Side
+from .endpoints import ANY_PORT, Endpoint, IPAddress, Side
 
 __all__ = ["Await", "Call", "Direction", "Leg", "PathSpec", "Tally"]
 
@@ -28,6 +28,10 @@ class Await:
     at: Endpoint
     peer: IPAddress
 
+    def __str__(self) -> str:
+        port = "" if self.at.port == ANY_PORT else f":{self.at.port}"
+        return f"awaited from {self.peer} at {self.at.host}{port}"
+
 
 @frozen
 class Call:
@@ -35,6 +39,9 @@ class Call:
 
     to: Endpoint
     source: Endpoint
+
+    def __str__(self) -> str:
+        return f"called at {self.to}"
 
 
 Leg = Await | Call
@@ -46,6 +53,9 @@ class PathSpec:
 
     client: Leg
     server: Leg
+
+    def __str__(self) -> str:
+        return f"client {self.client}, server {self.server}"
 
     def leg(self, side: Side) -> Leg:
         return self.client if side is Side.CLIENT else self.server

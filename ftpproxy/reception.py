@@ -13,22 +13,25 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from attrs import frozen
 
 from .channels import Channel
 from .endpoints import Endpoint, Side
 from .errands import Errand, Errands
+from .glance import Glance
 from .log import event
 from .passwords import Users
 from .pi.actions import Arm, Denied, Need, Timer
 from .pi.handover import HandOver
+from .pi.insight import within_a_line
 from .pi.login import Dial, LetGo, LoginAction, LoginInterpreter
 from .pi.wishes import LoginSettings, Verify
 from .reasons import Code, Reason, code_of
 from .resolver import CallByName
 from .switchboard import READ, Switchboard
+from .tap import Tap, Trace
 from .terms import Terms
 
 __all__ = ["Ends", "Gateway", "Reception"]
@@ -83,6 +86,9 @@ class Reception:
         self.orig_server = orig_server
         self.terms = terms
         self.over = False
+        self.taps: tuple[Tap, ...] = ()
+        """Who watches what is said."""
+        self._opened_at = board.now
         self._gateway = gateway
         self._board = board
         self._ours = ours
@@ -115,6 +121,8 @@ class Reception:
             self._broken(side, error)
             return
         if octets is not None:
+            for tap in self.taps:
+                tap.heard(side, octets)
             self._login.receive(side, octets)
         self._pump()
 
@@ -178,8 +186,11 @@ class Reception:
     def _say(self) -> bool:
         """Write what there is; False if that ended it."""
         for side, channel in list(self._channels.items()):
+            chunks = self._login.take_output(side)
+            for tap in self.taps:
+                tap.told(side, chunks)
             try:
-                channel.send(self._login.take_output(side))
+                channel.send(chunks)
             except OSError as error:
                 if side is CLIENT:
                     self._end(Reason(Code.CLIENT_GONE, f"the client is gone: {error.strerror}"))
@@ -291,3 +302,34 @@ class Reception:
 
     def _log(self, level: int, name: str, **fields: object) -> None:
         event(log, level, name, session=self.number, client=self.client, service=self.service, **fields)
+        for tap in self.taps:
+            tap.happened(name, fields)
+
+    # Those who look
+
+    def glance(self) -> Glance:
+        """What it is doing at this moment."""
+        age = self._board.now - self._opened_at
+        server = str(self._server) if self._server is not None else None
+        state: Literal["login", "ending"] = "ending" if self.over else "login"
+        return Glance(
+            session=self.number,
+            service=self.service,
+            state=state,
+            client=str(self.client),
+            server=server,
+            age=age,
+        )
+
+    @property
+    def quiet(self) -> bool:
+        """A login is nothing that could not begin again."""
+        return True
+
+    def tap(self, trace: Trace) -> None:
+        """Show `trace` what is said from now on, until a session goes on from here."""
+        self.taps += (Tap(self.number, trace, lambda: None, within_a_line=within_a_line(self._login)),)
+
+    def untap(self, trace: Trace) -> None:
+        """It is not wanted any more."""
+        self.taps = tuple(tap for tap in self.taps if tap.trace is not trace)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import trio
@@ -45,6 +46,7 @@ _LIMIT_SESSIONS = Reason(Code.LIMIT_SESSIONS, "Too many sessions, try again late
 _LIMIT_PER_CLIENT = Reason(Code.LIMIT_PER_CLIENT, "Too many sessions from your address.")
 _POLICY_CLIENT = Reason(Code.POLICY_CLIENT, "You may not use this service.")
 _LOOP = Reason(Code.LOOP, "The way to that server leads back to this proxy.")
+_SHUTDOWN = Reason(Code.SHUTDOWN, "The service is shutting down.")
 _INTERCEPT_UNKNOWN = Reason(Code.INTERCEPT_UNKNOWN, "Cannot tell which server you called.")
 
 
@@ -71,6 +73,13 @@ class Server:
         self.listeners = Listeners(board, self._accepted)
         self._census = {service.name: Census() for service in services}
         self._numbers = itertools.count(1)
+        self.newcomers: dict[object, Callable[[Session | Reception], object]] = {}
+        """Called with each session and reception that begins, by whoever wants to be."""
+        self.draining = False
+        """Nobody is let in any more."""
+        self._drained_at = math.inf
+        """When those who are still here have to go."""
+        self._over = trio.Event()
 
     def listen(self, given: Mapping[str, Sequence[socket.socket]] = MappingProxyType({})) -> None:
         """Open every listener; `given` are those that a supervisor has opened, by the name of the service.
@@ -158,6 +167,8 @@ class Server:
         census = self._census[terms.service]
         census.sessions.add(session)
         census.of_client[client.host] += 1
+        for welcome in list(self.newcomers.values()):
+            welcome(session)
         return session
 
     def _receive(
@@ -178,6 +189,8 @@ class Server:
         census = self._census[terms.service]
         census.receptions.add(reception)
         census.of_client[client.host] += 1
+        for welcome in list(self.newcomers.values()):
+            welcome(reception)
 
     def _connected(self, reception: Reception, ends: Ends, handover: HandOver) -> None:
         self._left(reception)
@@ -221,6 +234,12 @@ class Server:
         return [session for census in self._census.values() for session in census.sessions]
 
     @property
+    def guests(self) -> list[Session | Reception]:
+        """Whoever has a number."""
+        receptions = [reception for census in self._census.values() for reception in census.receptions]
+        return [*self.sessions, *receptions]
+
+    @property
     def _others(self) -> list[Reception | Arrival]:
         """Who is not in a session yet."""
         waiting: list[Reception | Arrival] = []
@@ -228,24 +247,87 @@ class Server:
             waiting += [*census.receptions, *census.arrivals]
         return waiting
 
+    def survey(self) -> list[dict[str, object]]:
+        """Each service with its listeners and how many are in it."""
+        return [
+            {
+                "name": service.name,
+                "listeners": [str(each.at) for each in self.listeners if each.service is service],
+                "sessions": len(census.sessions),
+                "naming": len(census.receptions),
+                "arriving": len(census.arrivals),
+            }
+            for service in self._services
+            for census in (self._census[service.name],)
+        ]
+
+    def dismiss(self, guest: Session | Reception, reason: Reason) -> None:
+        """End it; its client is told 421 and why."""
+        self._board.guard(guest.dismiss, reason, guest.crashed)
+
     def _sweep(self, now: float) -> None:
         for each in [*self.sessions, *self._others]:
             self._board.guard(each.sweep, now, each.crashed)
         self.listeners.sweep()
+        if self.draining:
+            self._drain(now)
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; then every session is told 421 and ended."""
+    # The end
+
+    def drain(self, grace: float | None = None) -> None:
+        """Let nobody in any more, and end when the last has left.
+
+        Without a `grace` they may stay as long as they like.  With one (seconds), whoever has nothing under way is told
+        421 now, the others as soon as they are done, and everybody when it is over.
+        """
+        if not self.draining:
+            self.draining = True
+            event(log, logging.INFO, "draining", sessions=len(self.guests), seconds=grace)
+            self.listeners.close()
+        if grace is not None:
+            self._drained_at = min(self._drained_at, self._board.now + grace)
+        self._drain(self._board.now)
+
+    def _drain(self, now: float) -> None:
+        if self._drained_at < math.inf:
+            for guest in self.guests:
+                if guest.quiet:
+                    self.dismiss(guest, _SHUTDOWN)
+        if now >= self._drained_at or not (self.sessions or self._others):
+            self.stop()
+
+    def terminate(self, grace: float) -> None:
+        """`drain` with this grace, at once if that has been asked for before."""
+        if self._drained_at < math.inf:
+            self.stop()
+        else:
+            self.drain(grace)
+
+    def stop(self) -> None:
+        """End now: `run` returns, and every session is told 421 and ended."""
+        self._over.set()
+
+    async def run(self, orders: Mapping[signal.Signals, Callable[[], object]] = MappingProxyType({})) -> None:
+        """Serve until `stop`.  `orders` are what to do at which signal; SIGINT is `stop` unless it is among them."""
+        orders = {signal.SIGINT: self.stop, signal.SIGTERM: self.stop, **orders}
         self._board.sweep(self._sweep, self.listeners.crashed)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(*orders) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._turn, nursery)
                 if self._errands is not None:
                     nursery.start_soon(self._errands.run)
-                async for number in signals:
-                    event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
-                    break
+                nursery.start_soon(self._obey, signals, orders)
+                await self._over.wait()
                 nursery.cancel_scope.cancel()
+        event(log, logging.INFO, "stopping", sessions=len(self.guests))
         self.close()
+
+    @staticmethod
+    async def _obey(signals: AsyncIterator[int], orders: Mapping[signal.Signals, Callable[[], object]]) -> None:
+        async for number in signals:
+            order = signal.Signals(number)
+            event(log, logging.INFO, "signal", signal=order.name)
+            orders[order]()
 
     async def _turn(self, nursery: trio.Nursery) -> None:
         """Nobody is served before the sources of what we announce were asked."""
@@ -258,5 +340,5 @@ class Server:
         self.listeners.close()
         for guest in [*self.sessions, *self._others]:
             if not isinstance(guest, Arrival):
-                guest.dismiss(Reason(Code.SHUTDOWN, "The service is shutting down."))
+                guest.dismiss(_SHUTDOWN)
             guest.close()

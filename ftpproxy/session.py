@@ -28,13 +28,16 @@ from .carriage import Carriage
 from .channels import MOST_UNSENT, Channel
 from .dial import Dial
 from .endpoints import Endpoint, Side
+from .glance import Glance, load_of, text
 from .log import event
 from .pi.actions import Action, Arm, Chunk, Denied, Hangup, LoginFailed, Need, Timer
 from .pi.handover import HandOver
+from .pi.insight import Insight, insight
 from .pi.interpreter import ProtocolInterpreter
 from .reasons import Code, Reason, code_of
 from .routes import Route
 from .switchboard import READ, Switchboard
+from .tap import Tap, Trace
 from .terms import Terms
 from .wire.reply import reply
 
@@ -68,6 +71,7 @@ class Session:
         "orig_server",
         "over",
         "server",
+        "taps",
     )
 
     def __init__(
@@ -94,6 +98,8 @@ class Session:
         self.orig_server = orig_server
         self.server = server
         self.over = False
+        self.taps: tuple[Tap, ...] = ()
+        """Who watches what is said."""
         self._terms = terms
         self._board = board
         self._ended = ended
@@ -176,6 +182,8 @@ class Session:
             return
         if octets is not None:
             self._last_word = self._board.now
+            for tap in self.taps:
+                tap.heard(side, octets)
             assert self._interpreter is not None
             self._interpreter.receive(side, octets)
         self._pump()
@@ -204,6 +212,8 @@ class Session:
             self._close_channels()
         elif self._interpreter is not None and not self.over:
             due = [timer for timer, deadline in self._deadlines.items() if now >= deadline]
+            if self.carriage.undecided:  # soon; until then the interpreter's clocks stand still
+                due.clear()
             for timer in due:
                 del self._deadlines[timer]
                 self._interpreter.timer(timer)
@@ -227,11 +237,15 @@ class Session:
         if self.over:
             return
         if self._interpreter is not None:
+            self.carriage.stop_opening()
             self._interpreter.dismiss(text)
             self._pump()
             return
+        farewell = [Chunk(reply(421, text))]
+        for tap in self.taps:
+            tap.told(CLIENT, farewell)
         try:
-            self._channels[CLIENT].send([Chunk(reply(421, text))])
+            self._channels[CLIENT].send(farewell)
         except OSError:
             pass  # the client is gone as well
         self._end(text)
@@ -258,6 +272,8 @@ class Session:
         try:
             for side, channel in self._channels.items():
                 if (chunks := interpreter.take_output(side)) or channel.unsent:
+                    for tap in self.taps:
+                        tap.told(side, chunks)
                     channel.send(chunks)
         except OSError as error:
             self._lost(side, error)
@@ -275,11 +291,15 @@ class Session:
         while moved:
             moved = False
             for side in (SERVER, CLIENT):
-                while not isinstance(action := interpreter.next_action(side), Need):
+                while not isinstance(action := self._next_action(interpreter, side), Need):
                     moved = True
                     self._perform(interpreter, action)
                 needs[side] = action
         return needs
+
+    def _next_action(self, interpreter: ProtocolInterpreter, side: Side) -> Action | Need:
+        """Nothing, while a plane makes up its mind: what is asked behind a set-up command depends on it."""
+        return Need.PEER if self.carriage.undecided else interpreter.next_action(side)
 
     def _perform(self, interpreter: ProtocolInterpreter, action: Action) -> None:
         if isinstance(action, Arm):
@@ -297,8 +317,11 @@ class Session:
 
     def _hang_up(self, interpreter: ProtocolInterpreter, action: Hangup) -> None:
         for side, channel in self._channels.items():
+            chunks = interpreter.take_output(side)
+            for tap in self.taps:
+                tap.told(side, chunks)
             try:
-                channel.send(interpreter.take_output(side))
+                channel.send(chunks)
             except OSError:
                 pass  # it is the end anyway
         self._end(action.reason, drain=action.drain)
@@ -361,3 +384,44 @@ class Session:
         """An event of this session."""
         if log.isEnabledFor(level):
             event(log, level, name, session=self.number, client=self.client, **fields)
+        for tap in self.taps:
+            tap.happened(name, fields)
+
+    # Those who look
+
+    def _look(self) -> Insight | None:
+        return insight(self._interpreter) if self._interpreter is not None else None
+
+    def glance(self) -> Glance:
+        """What it is doing at this moment."""
+        now, view, carried = self._board.now, self._look(), self.carriage.foremost
+        verb, _, file = (view.command if view is not None else b"").partition(b" ")
+        return Glance(
+            session=self.number,
+            service=self.service,
+            state="ending" if self.over else "calling" if view is None else "unread" if view.unread else "open",
+            client=str(self.client),
+            server=str(self.server),
+            age=now - self._opened_at,
+            idle=0.0 if self.carriage.busy else now - self._last_word,
+            user=text(view.user) if view is not None else "",
+            command=text(verb),
+            file=text(file),
+            load=load_of(carried) if carried is not None else None,
+        )
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way: no data connection, and no command that the server has to answer."""
+        view = self._look()
+        return not self.carriage and (view is None or not (view.command or view.unread))
+
+    def tap(self, trace: Trace) -> None:
+        """Show `trace` what is said from now on."""
+        view = self._look()
+        within_a_line = view is not None and view.within_a_line
+        self.taps += (Tap(self.number, trace, self._look, within_a_line=within_a_line),)
+
+    def untap(self, trace: Trace) -> None:
+        """It is not wanted any more."""
+        self.taps = tuple(tap for tap in self.taps if tap.trace is not trace)

@@ -84,7 +84,7 @@ def test_rules_in_forward_mode_need_clients(tmp_path: Path) -> None:
     ("argv", "said"),
     [
         (["serv"], "unknown command 'serv'; did you mean serve?"),
-        (["nonsense"], "unknown command 'nonsense'; the commands are serve, check, rules, doctor, lab"),
+        (["nonsense"], "unknown command 'nonsense'; the commands are serve, check, rules, doctor, status"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["check"], "the following arguments are required: -c/--config"),
         (["check", "-c"], "expected one argument"),

@@ -429,7 +429,7 @@ BAD: list[tuple[str, list[str]]] = [
     (FORWARD + "[service.tls]\nzzz = 9\n", ['service "lan".tls.zzz: unknown key; known here: mode']),
     (FORWARD + '[log]\nlevl = "info"\n', ["log.levl: unknown key; did you mean level?"]),
     ('mode = "forward"\n' + FORWARD, ["mode: unknown key here; it belongs into [[service]]"]),
-    ("[processes]\n" + FORWARD, ["processes: unknown key; a file has [[service]], [log], [process]"]),
+    ("[processes]\n" + FORWARD, ["processes: unknown key; a file has [[service]], [log], [process], [control]"]),
     # numbers
     (
         changed(FORWARD, name='"a b"'),

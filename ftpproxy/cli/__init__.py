@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import check, doctor, flags, lab, rules, serve
+from . import check, doctor, flags, lab, orders, rules, serve, sessions, status, top, trace
 from .parser import EXIT_CODES, Command, HelpFormatter, Parser
 
 __all__ = ["COMMANDS", "main"]
@@ -24,7 +24,21 @@ __all__ = ["COMMANDS", "main"]
 INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 
-COMMANDS: dict[str, Command] = {"serve": serve, "check": check, "rules": rules, "doctor": doctor, "lab": lab}
+COMMANDS: dict[str, Command] = {
+    "serve": serve,
+    "check": check,
+    "rules": rules,
+    "doctor": doctor,
+    "status": status,
+    "sessions": sessions,
+    "top": top,
+    "trace": trace,
+    "kill": orders.KILL,
+    "drain": orders.DRAIN,
+    "reload": orders.RELOAD,
+    "log-level": orders.LOG_LEVEL,
+    "lab": lab,
+}
 """In the order of `ftpproxy --help`."""
 
 
@@ -47,6 +61,7 @@ examples:
   ftpproxy rules -c /etc/ftpproxy.toml --apply    redirect FTP to the proxy
   ftpproxy serve -c /etc/ftpproxy.toml            run
   ftpproxy doctor -c /etc/ftpproxy.toml           is this gateway set up right?
+  ftpproxy top                                    what goes on, live
   ftpproxy lab --help                             try it on this machine, in network namespaces
   ftpproxy -d -D 6                                run without a file, for clients behind this gateway
   ftpproxy -b 198.51.100.1 -p 21 -R 10.0.0.5      the same for a server behind it
@@ -69,6 +84,7 @@ def _parser_of(word: str) -> Parser:
         epilog=f"examples:\n{command.EXAMPLES}\n\n{EXIT_CODES}",
         formatter_class=HelpFormatter,
     )
+    parser.set_defaults(word=word)
     command.add_arguments(parser)
     return parser
 

@@ -19,4 +19,4 @@ def run(arguments: argparse.Namespace) -> int:
     from ..compose import run
     from ..config import load
 
-    return run(load(arguments.config))
+    return run(load(arguments.config), file=arguments.config)

@@ -9,9 +9,13 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import resource
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -20,10 +24,14 @@ from .. import log as logs
 from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
 from ..config import Config
+from ..control.address import Address
+from ..control.desk import Desk, Facts
+from ..control.hall import Hall
 from ..doors import Doors
 from ..errands import Errands
 from ..log import event
 from ..passwords import BadUsersFile
+from ..pf import EngineError
 from ..pf.natlook import NatlookError
 from ..privileges import PrivilegeError
 from ..server import CannotListen, Server
@@ -32,7 +40,11 @@ from ..table import Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
 from . import process
+from .control import open_control
 from .services import Shared, compose, open_lookup
+
+if TYPE_CHECKING:
+    from ..pf.client import Engine
 
 __all__ = ["run"]
 
@@ -45,29 +57,35 @@ DESCRIPTORS_A_SESSION = 10
 SECONDS_FOR_ANOTHER = 2.0
 """How long another process with our table may take to start."""
 
+Orders = Mapping[signal.Signals, Callable[[], object]]
+"""What to do at which signal."""
+
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
+def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | None = None) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error.
 
-    `ready` is called once everything stands that may fail.
+    `ready` is called once everything stands that may fail.  `file` is where the configuration was read, None where it
+    is not a file's.
     """
     passed, supervisor = inherited(), Supervisor.from_environment()
     most = {service.name: service.limits.sessions for service in config.services}
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format, most)
-    if any("pf" in service.planes for service in config.services):
-        return _fail('the plane "pf" cannot be served yet', EX_UNAVAILABLE)
     _spare_the_collector()
     _raise_descriptor_limit(config)
     claim: Claim | None = None
+    engine: Engine | None = None
     try:
         claim = _claim(config)
-        return trio.run(_serve, config, claim, passed, supervisor, ready)
+        engine = _engine(config)
+        return trio.run(_serve, config, claim, engine, passed, supervisor, ready, file and os.path.abspath(file))
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
         return _fail(str(error), EX_UNAVAILABLE)
+    except EngineError as error:
+        return _fail(str(error), EX_NOPERM if error.denied else EX_UNAVAILABLE)
     except BadUsersFile as error:
         return _fail(str(error), EX_CONFIG)
     except CannotListen as error:
@@ -80,8 +98,19 @@ def run(config: Config, ready: Callable[[], None] = lambda: None) -> int:
     except PrivilegeError as error:
         return _fail(str(error), EX_NOPERM)
     finally:
+        if engine is not None:
+            engine.close()
         if claim is not None:
             claim.close()
+
+
+def _engine(config: Config) -> Engine | None:
+    """The pf engine where a service needs it, while we are still root.  Raises `EngineError`."""
+    if not any("pf" in service.planes for service in config.services):
+        return None
+    from ..pf.client import start
+
+    return start()
 
 
 def _claim(config: Config) -> Claim | None:
@@ -102,9 +131,11 @@ def _fail(text: str, code: int) -> int:
 async def _serve(
     config: Config,
     claim: Claim | None,
+    engine: Engine | None,
     passed: Sequence[Inherited],
     supervisor: Supervisor,
     ready: Callable[[], None],
+    file: str | None,
 ) -> int:
     board = Switchboard()
     elements = None if claim is None else netfilter.Elements(claim.load)
@@ -113,12 +144,14 @@ async def _serve(
     xferlog = _xferlog(config)
     doors = Doors(board)
     lookup = open_lookup(config)
-    shared = Shared(board, doors, elements, announcer, errands, xferlog, lookup)
+    shared = Shared(board, doors, elements, engine, announcer, errands, xferlog, lookup)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
+    address: Address | None = None
     try:
         server.listen(process.given(passed, config.services))
+        address = open_control(config.control)
         if claim is not None:
             claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
@@ -131,15 +164,29 @@ async def _serve(
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
-        await server.run()
+
+        def terminate() -> None:
+            vitals.stopping("finishing transfers")
+            server.terminate(config.process.drain)
+
+        async with trio.open_nursery() as nursery:
+            if address is not None:
+                desk = Desk(server, Facts(file, started=time.time()))
+                nursery.start_soon(Hall(address, desk).run)
+            await _run(server, {signal.SIGTERM: terminate}, engine, board)
+            nursery.cancel_scope.cancel()
         vitals.stopping("stopping")
     finally:
+        if address is not None:
+            address.close()
         server.close()
         for service in services:
             for plane in service.terms.planes:
                 plane.close()
             service.gate.close()
         doors.close()
+        if engine is not None:
+            engine.close()
         if elements is not None:
             elements.close()
         if lookup is not None:
@@ -148,6 +195,19 @@ async def _serve(
         if xferlog is not None:
             xferlog.close()
     return EX_OK
+
+
+async def _run(server: Server, orders: Orders, engine: Engine | None, board: Switchboard) -> None:
+    """Serve, as long as there is the engine that some services need.  Raises `EngineError`."""
+    if engine is None:
+        await server.run(orders)
+        return
+    with trio.CancelScope() as scope:
+        engine.attach(board, lambda _: scope.cancel())
+        await server.run(orders)
+    if engine.over:
+        event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
+        raise EngineError(f"{engine.over}; the service cannot go on without it")
 
 
 def _xferlog(config: Config) -> Xferlog | None:

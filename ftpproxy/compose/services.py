@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -29,6 +30,9 @@ from ..switchboard import Switchboard
 from ..terms import Terms
 from ..xferlog import Xferlog
 
+if TYPE_CHECKING:
+    from ..pf.client import Engine
+
 __all__ = ["Shared", "compose", "open_lookup"]
 
 
@@ -40,6 +44,8 @@ class Shared:
     doors: Doors
     elements: netfilter.Elements | None
     """None where no service needs our table."""
+    engine: Engine | None
+    """None where no service needs pf."""
     announcer: Announcer
     errands: Errands
     xferlog: Xferlog | None
@@ -130,6 +136,8 @@ def _planes(config: ServiceConfig, gate: Gate, shared: Shared) -> list[DataPlane
                     seconds=_element_seconds(config),
                 )
             )
+        elif name == "pf":
+            planes.append(_pf_plane(config, ports, shared))
         else:
             planes.append(
                 RelayPlane(
@@ -142,6 +150,23 @@ def _planes(config: ServiceConfig, gate: Gate, shared: Shared) -> list[DataPlane
                 )
             )
     return planes
+
+
+def _pf_plane(config: ServiceConfig, ports: PortRange, shared: Shared) -> DataPlane:
+    from ..dtp.pf import PfPlane
+
+    rules = config.pf.rules
+    assert shared.engine is not None
+    assert rules is not None
+    timeouts = config.timeouts
+    return PfPlane(
+        shared.engine,
+        rules,
+        ports,
+        shared.board,
+        data_setup=timeouts.data_setup,
+        data_idle=timeouts.data_idle,
+    )
 
 
 def _element_seconds(config: ServiceConfig) -> float:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pi.policy import CommandRule
+from .beside import check_control
 from .checks import check_service, check_together
 from .reading import Found, key_path, read
 from .systems import check_system
@@ -31,6 +32,7 @@ from .values import (
     AnnounceTo,
     Config,
     ConfigError,
+    ControlConfig,
     GatewayConfig,
     IPNetwork,
     Limits,
@@ -48,6 +50,7 @@ __all__ = [
     "AnnounceTo",
     "Config",
     "ConfigError",
+    "ControlConfig",
     "GatewayConfig",
     "IPNetwork",
     "Limits",
@@ -99,6 +102,8 @@ def parse(text: str, system: str | None = None) -> Config:
     for key in data.keys() - {"service", *GENERAL}:
         found.append(((key,), _unknown_section(key)))
     general: dict[str, Any] = {name: read(data.get(name, {}), table, (name,), found) for name, table in GENERAL.items()}
+    if general["control"] is not None:
+        found += [(("control", *where), reason) for where, reason in check_control(general["control"])]
     services: list[tuple[int, ServiceConfig]] = []
     raw = data.get("service", [])
     if isinstance(raw, list):

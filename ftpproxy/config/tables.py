@@ -17,6 +17,7 @@ from ..pi.policy import CommandName, CommandRule, IPNetwork, NetworkRule, Policy
 from .values import (
     Announce,
     AnnounceTo,
+    ControlConfig,
     GatewayConfig,
     Limits,
     LogConfig,
@@ -138,7 +139,7 @@ def keys(table: type) -> list[str]:
     return [each.name for each in attrs.fields(table) if each.name not in ELSEWHERE.get(table, ())]
 
 
-GENERAL: dict[str, type] = {"log": LogConfig, "process": ProcessConfig}
+GENERAL: dict[str, type] = {"log": LogConfig, "process": ProcessConfig, "control": ControlConfig}
 """The tables that stand beside the services: each is the field of `Config` with its name."""
 
 SECTIONS: dict[str, type] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
@@ -19,6 +20,7 @@ __all__ = [
     "AnnounceTo",
     "Config",
     "ConfigError",
+    "ControlConfig",
     "GatewayConfig",
     "HostName",
     "IPNetwork",
@@ -232,6 +234,21 @@ class ProcessConfig:
     user: str | None = None
     """Whom a process that was started as root becomes; empty: it stays root.  None: `ftpproxy`, if there is such a
     user."""
+    drain: float = 60.0
+    """Seconds that transfers under way have to finish after SIGTERM."""
+
+
+DEFAULT_CONTROL = "/run/ftpproxy/control" if sys.platform == "linux" else "/var/run/ftpproxy/control"
+
+
+@frozen(kw_only=True)
+class ControlConfig:
+    """`[control]`: the socket for `ftpproxy status` and the others."""
+
+    socket: str = DEFAULT_CONTROL
+    """Empty: there is none."""
+    group: str = "ftpproxy"
+    """Whose members may look."""
 
 
 @frozen(kw_only=True)
@@ -241,3 +258,4 @@ class Config:
     services: tuple[ServiceConfig, ...]
     log: LogConfig = LogConfig()
     process: ProcessConfig = ProcessConfig()
+    control: ControlConfig = ControlConfig()

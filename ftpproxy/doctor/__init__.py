@@ -35,7 +35,6 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Iterator[Finding]]], ...] = (
     ("the kernel's FTP helper", rivals.helpers),
     ("forwarding", kernel.forwarding),
     ("the reverse path filter", kernel.reverse_path),
-    ("ip_nonlocal_bind", kernel.nonlocal_bind),
     ("the range of data ports", kernel.ports),
     ("who listens on data ports", firewall.taken_ports),
     ("the firewall's input chains", firewall.closed),

@@ -13,7 +13,7 @@ from .finding import CannotLook, Finding, Severity
 from .machine import Machine
 from .ruleset import Rule
 
-__all__ = ["clock", "conntrack", "forwarding", "nonlocal_bind", "ports", "reverse_path"]
+__all__ = ["clock", "conntrack", "forwarding", "ports", "reverse_path"]
 
 ENTRIES_A_SESSION = 10
 """In the conntrack table: two control connections, the two of a transfer, and those of the last minutes, which stay in
@@ -100,21 +100,6 @@ def _tests_by_mark(rule: Rule) -> bool:
         if fib and {"saddr", "mark"} <= set(fib["flags"]):
             return True
     return False
-
-
-def nonlocal_bind(machine: Machine) -> Iterator[Finding]:
-    """The proxy finds out whose an address is by binding to it."""
-    versions = set[int]().union(*(_versions(each) for each in machine.config.services if each.mode == "forward"))
-    for version in sorted(versions):
-        if machine.sysctl(f"net/ipv{version}/ip_nonlocal_bind") == "1":
-            yield Finding(
-                Severity.HURTS,
-                "nonlocal_bind",
-                f"net.ipv{version}.ip_nonlocal_bind is 1",
-                "The address of every server looks like one of this machine then, and data connections fail.  The proxy"
-                " does not need it.",
-                f"sysctl -w net.ipv{version}.ip_nonlocal_bind=0",
-            )
 
 
 def ports(machine: Machine) -> Iterator[Finding]:

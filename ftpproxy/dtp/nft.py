@@ -73,6 +73,7 @@ class NftPath:
 
     ready = True
     reports_end = False
+    counts_at_once = True
 
     def __init__(
         self,

@@ -3,7 +3,11 @@
 A plane is asked `carries(spec)`, then `open(spec, owner)`.  `open` never waits.  It returns
 
 * a `Path`, whose listener or kernel rule stands already, or
-* `Refused`, with a sentence for the log.
+* `Refused`, with a sentence for the log, or
+* `Pending`, where somebody else has to be asked: then the owner is told once, later,
+
+    opened(pending, path)    it stands now
+    refused(pending, why)    it cannot be carried
 
 From then on the path talks to its owner through four calls, never from inside `open`, `start`, `settle` or `close`:
 
@@ -17,6 +21,7 @@ From then on the path talks to its owner through four calls, never from inside `
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -26,7 +31,7 @@ from ..endpoints import Endpoint, Side
 from ..paths import Direction, PathSpec, Tally
 from ..reasons import Code, Reason
 
-__all__ = ["CUT_SHORT", "DataPlane", "Path", "PathOwner", "Refused"]
+__all__ = ["CUT_SHORT", "DataPlane", "Opener", "Path", "PathOwner", "Pending", "Refused"]
 
 CUT_SHORT = Reason(Code.DATA_CUT, "cut short")
 """Of a tally: we ended it."""
@@ -37,6 +42,14 @@ class Refused:
     """The plane cannot carry this path; `why` is a sentence for the log, mostly a `Reason` with its code."""
 
     why: str
+
+
+class Pending(ABC):
+    """A path that is not decided yet; nothing may be announced."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Nobody wants it any more.  Idempotent, never blocks, no owner call follows."""
 
 
 class Path(Protocol):
@@ -55,6 +68,11 @@ class Path(Protocol):
     def reports_end(self) -> bool:
         """`delivered` will come, and `finished` as soon as it has ended.  False where the kernel carries and does not
         say: `finished` comes late, mostly after `settle`."""
+
+    @property
+    def counts_at_once(self) -> bool:
+        """`close` knows at any time what was carried.  False where somebody else has to be asked: then `finished`,
+        which comes soon after `settle`, knows more."""
 
     def start(self, direction: Direction) -> None:
         """The transfer verb was sent.  Octets may flow before it (a client may call early)."""
@@ -90,6 +108,14 @@ class PathOwner(Protocol):
     def finished(self, path: Path, tally: Tally) -> None: ...
 
 
+class Opener(PathOwner, Protocol):
+    """Who asks planes for paths: also told what has become of those that were pending."""
+
+    def opened(self, pending: Pending, path: Path) -> None: ...
+
+    def refused(self, pending: Pending, why: str) -> None: ...
+
+
 class DataPlane(Protocol):
     """A way to carry data connections: relay, nft, pf."""
 
@@ -98,7 +124,7 @@ class DataPlane(Protocol):
     def carries(self, spec: PathSpec) -> bool:
         """Whether this plane can carry such a path at all."""
 
-    def open(self, spec: PathSpec, owner: PathOwner) -> Path | Refused:
+    def open(self, spec: PathSpec, owner: Opener) -> Path | Refused | Pending:
         """Prepare it.  Never waits, never calls `owner` before it has returned."""
 
     def close(self) -> None:

@@ -79,6 +79,7 @@ class RelayPath:
         self._over = False
 
     reports_end = True
+    counts_at_once = True
 
     @property
     def ready(self) -> bool:

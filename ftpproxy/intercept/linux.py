@@ -15,8 +15,7 @@ to a socket at our own address *towards that client*, the address that `redirect
 address would not do: 127.0.0.1 needs route_localnet and ::1 cannot be reached from outside.)  A call from a foreign
 address is made from ours, and a source NAT element gives it the foreign one on the way out.
 
-A socket at an address of ours is an ordinary one under both.  Whether an address is ours is what bind() says; with
-net.ipv4.ip_nonlocal_bind or net.ipv6.ip_nonlocal_bind set to 1 it says yes to everything, and neither gate can work.
+A socket at an address of ours is an ordinary one under both.
 """
 
 from __future__ import annotations

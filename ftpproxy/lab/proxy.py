@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -80,13 +81,17 @@ class Proxy:
         self.config = config
         self.process: subprocess.Popen[str]
         self.file = Path()
+        self.socket = Path()
+        """Its control socket."""
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ftpproxy-lab-")))
             self.file = folder / "ftpproxy.toml"
-            self.file.write_text(self.config)
+            given = tomllib.loads(self.config).get("control", {}).get("socket")
+            self.socket = Path(given or folder / "control")
+            self.file.write_text(self.config if given else f'{self.config}\n[control]\nsocket = "{self.socket}"\n')
             self._log = stack.enter_context((folder / "log").open("w+"))
             self.command("check", "-c", str(self.file))
             if isinstance(self.host, Gateway):
@@ -155,13 +160,13 @@ class Proxy:
         return {_endpoint(line[1]) for line in lines if line[3] == LISTEN}
 
     def _stop(self) -> None:
-        self.process.terminate()
+        self.process.send_signal(signal.SIGINT)  # SIGTERM would let transfers finish
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise LabError(f"ftpproxy serve on {self.host.name} did not end at SIGTERM") from None
+            raise LabError(f"ftpproxy serve on {self.host.name} did not end at SIGINT") from None
 
 
 _FTPPROXY = (sys.executable, "-m", "ftpproxy")

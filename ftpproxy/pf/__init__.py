@@ -7,3 +7,13 @@
 
 `dtp/pf.py` is the data plane on top of it, and `intercept/pf.py` the gate.
 """
+
+__all__ = ["EngineError"]
+
+
+class EngineError(Exception):
+    """There is no pf engine; the text says why.  `denied`: for lack of privileges."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.denied = "ermission denied" in why or "not permitted" in why

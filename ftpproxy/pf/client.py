@@ -33,11 +33,12 @@ from ..endpoints import Endpoint
 from ..log import event
 from ..paths import PathSpec
 from ..switchboard import READ, WRITE, Switchboard, Watch
+from . import EngineError
 from .anchor import RuleOptions
 from .engine import SECONDS
 from .messages import LONGEST, Answer, BadMessage, Bind, Count, Flush, Load, read_answer
 
-__all__ = ["Answered", "Engine", "EngineError", "start"]
+__all__ = ["Answered", "Engine", "start"]
 
 START_SECONDS = 60.0
 """For the engine to be ready: it may have many anchors to flush, and pfctl may stall."""
@@ -53,14 +54,6 @@ Answered = Callable[[str, tuple[int, ...]], None]
 """Is called with what went wrong, or "", and with what was counted."""
 
 log = logging.getLogger(__name__)
-
-
-class EngineError(Exception):
-    """There is no pf engine; the text says why.  `denied`: for lack of privileges."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.denied = "ermission denied" in why or "not permitted" in why
 
 
 @frozen
@@ -129,6 +122,7 @@ class Engine:
         self._board: Switchboard | None = None
         self._watch: Watch | None = None
         self._lost: Callable[[str], None] | None = None
+        self._closed = False
         self.over = ""
         """Why there is no engine any more."""
 
@@ -308,6 +302,9 @@ class Engine:
 
     def close(self) -> None:
         """Let the engine flush what stands, and end; waits for it.  Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         self.over = self.over or "the pf engine is closed"
         self._let_go()
         until = time.monotonic() + END_SECONDS

@@ -65,7 +65,7 @@ def test_a_good_gateway_has_nothing(wards: Wards, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_look_changes_nothing(wards: Wards, kind: str) -> None:
     everything = "nft -a list ruleset; for f in -4 -6; do ip $f rule; ip $f route show table all | sort; done; ss -Hltn"
-    everything += "; cat /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv?/ip_nonlocal_bind"
+    everything += "; cat /proc/sys/net/ipv4/conf/*/rp_filter"
     with wards.visit(kind) as patient:
         before = patient.sh(everything)
         patient.doctor()
@@ -94,8 +94,6 @@ FAULTS = {
         chain("filter", "prerouting", "filter + 10", "meta nfproto ipv6 fib saddr . mark . iif oif missing drop"),
         "reverse_path",
     ),
-    "nonlocal bind": ("tproxy", sysctl("ipv4/ip_nonlocal_bind", 1), "nonlocal_bind"),
-    "nonlocal bind, IPv6": ("redirect", sysctl("ipv6/ip_nonlocal_bind", 1), "nonlocal_bind"),
     "helper, forwarded": ("tproxy", HELPER.format(hook="prerouting"), "helper"),
     "helper, our calls": ("redirect", HELPER.format(hook="output"), "helper"),
     "helper, reverse": ("reverse", HELPER.format(hook="prerouting"), "helper"),

@@ -15,6 +15,7 @@ from ftpproxy.endpoints import Endpoint, parse_address
 from ftpproxy.intercept.direct import DirectGate
 from ftpproxy.intercept.interceptor import Gate, GateError, PortRange
 from ftpproxy.paths import Await, Call
+from ftpproxy.sockets import is_ours
 
 from .namespaces import accept, call, connected, name, peer, talk
 
@@ -130,6 +131,16 @@ def test_foreign_addresses_are_refused(doors: Doors, host: str) -> None:
         DirectGate(doors).listener(Await(foreign, foreign.host), ports)
     with pytest.raises(GateError, match=r"cannot call .* from .*: it is not an address of this machine"):
         DirectGate(doors).caller(Call(foreign.at(9), foreign.at(20)), ports)
+
+
+@pytest.mark.parametrize("asked", ["the kernel's routes", "bind"])
+def test_whose_an_address_is(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no netlink, as on BSD, bind() is tried."""
+    if asked == "bind":
+        monkeypatch.delattr(socket, "AF_NETLINK", raising=False)
+    hosts = ("127.0.0.1", "::1", "0.0.0.0", "::", "192.0.2.77", "2001:db8::77")
+    assert [is_ours(parse_address(host)) for host in hosts] == [True] * 4 + [False] * 2
+    assert not is_ours(parse_address("224.0.0.1")) or asked == "bind"
 
 
 UNPRIVILEGED = """

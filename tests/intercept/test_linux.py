@@ -18,6 +18,7 @@ from ftpproxy.intercept.interceptor import Gate, GateError, PortRange
 from ftpproxy.intercept.linux import RedirectGate, TproxyGate
 from ftpproxy.netfilter import Elements
 from ftpproxy.paths import Await, Call
+from ftpproxy.sockets import is_ours
 from ftpproxy.table import load_table, remove_table
 
 from ..waiting import open_descriptors
@@ -250,6 +251,25 @@ def test_legs_towards_the_server_are_ordinary(
             talk(server, data)
     listener.release()
     caller.release()
+
+
+def test_where_any_address_can_be_bound(
+    three: World, gate: Gate, doors: Doors, family: Family, ports: PortRange
+) -> None:
+    """With ip_nonlocal_bind (keepalived and load balancers set it) bind() says nothing of whose an address is."""
+    switch = f"net.ipv{family.version}.ip_nonlocal_bind"
+    three.gateway.run("sysctl", "-qw", f"{switch}=1")
+    try:
+        with three.gateway.inside():
+            with socket.socket(socket.AF_INET if family.version == 4 else socket.AF_INET6) as any_address:
+                any_address.bind((str(family.server), 0))
+            ours = [is_ours(host) for host in (family.inside, family.outside, unspecified(family.server))]
+            assert (ours, is_ours(family.server), is_ours(family.client)) == ([True] * 3, False, False)
+        test_foreign_listener(three, gate, doors, family, ports)
+        test_foreign_caller(three, gate, family, ports, pinned=20)
+        test_legs_towards_the_server_are_ordinary(three, gate, doors, family, ports)
+    finally:
+        three.gateway.run("sysctl", "-qw", f"{switch}=0")
 
 
 def test_a_port_that_the_gateway_uses_itself_is_passed_over(three: World, gate: Gate, family: Family) -> None:

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from ftpproxy.endpoints import Endpoint
 from ftpproxy.paths import Await, PathSpec
+from ftpproxy.pf import EngineError
 from ftpproxy.pf.anchor import RuleOptions, render
-from ftpproxy.pf.client import Engine, EngineError, start
+from ftpproxy.pf.client import Engine, start
 from ftpproxy.pf.engine import Anchors, Pfctl, serve_rules
 from ftpproxy.pf.messages import Answer, BadMessage, Bind, Count, Flush, Load, read_answer, read_request
 

@@ -35,7 +35,7 @@ class IdlePath:
     def __init__(self, owner: PathOwner) -> None:
         self.owner = owner
         self.announced = {Side.CLIENT: Endpoint.parse("127.0.0.1:20001")}
-        self.ready = self.reports_end = True
+        self.ready = self.reports_end = self.counts_at_once = True
 
         self.closed = False
         self.tally: Tally | None = None

@@ -29,7 +29,7 @@ class ScriptedPath:
         self.owner = owner
         self.announced = announced
         self.ready = ready
-        self.reports_end = True
+        self.reports_end = self.counts_at_once = True
         self._asked = asked
 
     def start(self, direction: Direction) -> None:

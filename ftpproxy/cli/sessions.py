@@ -1,0 +1,67 @@
+"""`ftpproxy sessions`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from .control import add_json, add_socket, print_json, told
+from .parser import Parser
+
+SUMMARY = "the sessions of a running process, a line each"
+DESCRIPTION = """\
+Print a line for each session: its number, service, client, server, user, what the server owes an answer to,
+the file, who carries its data connection, how fast, since when the session is there and since when it is idle."""
+EXAMPLES = """\
+  ftpproxy sessions
+  ftpproxy sessions --json | jq '.[] | select(.user == "alice").session'"""
+
+COLUMNS = ("ID", "SERVICE", "STATE", "CLIENT", "SERVER", "USER", "COMMAND", "FILE", "PLANE", "RATE", "AGE", "IDLE")
+
+
+def add_arguments(parser: Parser) -> None:
+    add_socket(parser)
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..control.caller import Caller
+
+    def do(path: str) -> int:
+        with Caller(path) as caller:
+            sessions = caller.ask("sessions")
+        if arguments.json:
+            print_json(sessions)
+        else:
+            _print([COLUMNS, *map(_row, sorted(sessions, key=lambda each: each["session"]))])
+        return os.EX_OK
+
+    return told(arguments, do)
+
+
+def _row(session: dict[str, Any]) -> tuple[str, ...]:
+    from ..show import duration, printable, speed
+
+    load = session["load"] or {}
+    cells = (
+        str(session["session"]),
+        session["service"],
+        session["state"],
+        session["client"],
+        session["server"] or "",
+        session["user"],
+        session["command"],
+        session["file"],
+        load.get("plane", ""),
+        speed(session["rate"]) if load.get("up") else "",
+        duration(session["age"]),
+        duration(session["idle"]),
+    )
+    return tuple(printable(cell).replace(" ", "\\x20") or "-" for cell in cells)
+
+
+def _print(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

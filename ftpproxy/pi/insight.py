@@ -1,0 +1,47 @@
+"""What an onlooker may know of an interpreter.
+
+It stands beside the interpreter and reads what that keeps anyway, so that a session which nobody looks at pays
+nothing: no copy of a name, no note of a command.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .interpreter import ProtocolInterpreter
+from .login import LoginInterpreter
+from .masking import loggable
+
+__all__ = ["Insight", "insight", "within_a_line"]
+
+
+class Insight(NamedTuple):
+    """A moment of one control connection.  Octets are as a log may show them: without passwords."""
+
+    user: bytes
+    """The last USER that the server has answered; empty before."""
+    command: bytes
+    """The command line that the server owes a reply to; empty if it owes none."""
+    logged_in: bool
+    unread: bool
+    """After AUTH: the octets pass as they are, and nobody here knows what they mean."""
+    within_a_line: bool
+    """The client has sent a part of a line."""
+
+
+def insight(interpreter: ProtocolInterpreter) -> Insight:
+    """Look at `interpreter` and change nothing."""
+    logged_in = interpreter._logged_in
+    turn = interpreter._dialogue.ledger.head
+    return Insight(
+        user=loggable(b"USER " + interpreter._transfers.user, logged_in=True)[5:],
+        command=loggable(turn.command.line, logged_in=logged_in) if turn is not None else b"",
+        logged_in=logged_in,
+        unread=interpreter._passage is not None,
+        within_a_line=len(interpreter._intake) > 0,
+    )
+
+
+def within_a_line(login: LoginInterpreter) -> bool:
+    """Whether the client of a gateway has sent a part of a line."""
+    return len(login._commands) > 0
