@@ -28,6 +28,7 @@ from .errands import Errands
 from .intercept.interceptor import GateError
 from .listeners import CannotListen, Listeners
 from .log import event
+from .metrics import counts
 from .pi.handover import HandOver
 from .reasons import Code, Reason
 from .reception import Ends, Gateway, Reception
@@ -51,6 +52,7 @@ _INTERCEPT_UNKNOWN = Reason(Code.INTERCEPT_UNKNOWN, "Cannot tell which server yo
 
 
 def _log_refusal(service: Service, client: Endpoint, why: Reason) -> None:
+    counts.refused[service.name, why.code] += 1
     event(log, logging.WARNING, "session.refused", service=service.name, client=client, code=why.code, reason=why)
 
 
@@ -228,6 +230,10 @@ class Server:
     @property
     def services(self) -> Sequence[Service]:
         return self._services
+
+    def present(self) -> dict[str, int]:
+        """How many clients each service has."""
+        return {name: len(census) for name, census in self._census.items()}
 
     @property
     def sessions(self) -> list[Session]:

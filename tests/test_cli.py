@@ -127,7 +127,10 @@ def test_help(argv: list[str]) -> None:
 
 
 def test_the_usage_of_rules_shows_both_forms() -> None:
-    assert "usage: ftpproxy rules -c FILE [--apply]\n       ftpproxy rules --remove\n" in ftpproxy("rules", "-h").stdout
+    assert (
+        "usage: ftpproxy rules -c FILE [--for FORM] [--apply]\n       ftpproxy rules --remove\n"
+        in ftpproxy("rules", "-h").stdout
+    )
 
 
 @pytest.mark.linux("its range of ephemeral ports can be read in /proc")

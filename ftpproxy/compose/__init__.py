@@ -34,12 +34,13 @@ from ..passwords import BadUsersFile
 from ..pf import EngineError
 from ..pf.natlook import NatlookError
 from ..privileges import PrivilegeError
+from ..scrape import CannotServe, Scrape
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
 from ..table import Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
-from . import process
+from . import monitoring, process
 from .control import open_control
 from .services import Shared, compose, open_lookup
 
@@ -88,7 +89,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
         return _fail(str(error), EX_NOPERM if error.denied else EX_UNAVAILABLE)
     except BadUsersFile as error:
         return _fail(str(error), EX_CONFIG)
-    except CannotListen as error:
+    except (CannotListen, CannotServe) as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
     except NatlookError as error:
@@ -148,6 +149,7 @@ async def _serve(
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
+    scrape: Scrape | None = None
     address: Address | None = None
     try:
         server.listen(process.given(passed, config.services))
@@ -158,6 +160,8 @@ async def _serve(
             keep = _Keeper(elements)
             keep(0.0)
             board.sweep(keep, keep.crashed)
+        if config.metrics.listen is not None:
+            scrape = monitoring.scrape(config.metrics, server, services, elements)
         process.drop_privileges(config, table=claim is not None)
         _warn(config)
         vitals = Vitals(supervisor, server, board)
@@ -173,6 +177,8 @@ async def _serve(
             if address is not None:
                 desk = Desk(server, Facts(file, started=time.time()))
                 nursery.start_soon(Hall(address, desk).run)
+            if scrape is not None:
+                nursery.start_soon(scrape.run)
             await _run(server, {signal.SIGTERM: terminate}, engine, board)
             nursery.cancel_scope.cancel()
         vitals.stopping("stopping")
@@ -180,6 +186,8 @@ async def _serve(
         if address is not None:
             address.close()
         server.close()
+        if scrape is not None:
+            scrape.close()
         for service in services:
             for plane in service.terms.planes:
                 plane.close()
