@@ -252,5 +252,7 @@ def _nft(text: str) -> None:
 
 def _version(program: str) -> str:
     """How `nft` calls itself."""
+    import subprocess
+
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "this nft"
