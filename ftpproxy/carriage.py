@@ -78,6 +78,7 @@ class Carriage:
     """The paths of one session."""
 
     __slots__ = (
+        "_accounted",
         "_board",
         "_carried",
         "_fell_back",
@@ -87,7 +88,6 @@ class Carriage:
         "_principal",
         "_terms",
         "_transfer",
-        "transfers",
     )
 
     def __init__(
@@ -106,8 +106,7 @@ class Carriage:
         """What the server owes its word about."""
         self._carried: dict[Path, Carried] = {}
         self._fell_back = False
-        self.transfers = 0
-        """How many were accounted for."""
+        self._accounted = 0
 
     def __len__(self) -> int:
         """Paths that are alive."""
@@ -128,6 +127,11 @@ class Carriage:
     def planes(self) -> Iterator[str]:
         """The plane of each path that is alive."""
         return (carried.plane for carried in self._carried.values())
+
+    @property
+    def transfers(self) -> int:
+        """How many there were: those that were accounted for, and those that the server is done with."""
+        return self._accounted + sum(carried.positive is not None for carried in self._carried.values())
 
     @property
     def undecided(self) -> bool:
@@ -263,7 +267,7 @@ class Carriage:
             carried=tuple(self._written_down(each, estate) for each in known),
             opening=self._opening.spec if self._opening is not None else None,
             fell_back=self._fell_back,
-            transfers=self.transfers,
+            accounted=self._accounted,
         )
 
     def _written_down(self, carried: Carried, estate: Estate) -> CarriedRecord:
@@ -285,7 +289,7 @@ class Carriage:
         """Take up what a predecessor has left.  What is returned is to be called, with the interpreter, when
         everything else of the session stands: it goes on with what was being opened, and reports what is lost.  Raises
         `Unthawable`."""
-        self._fell_back, self.transfers = record.fell_back, record.transfers
+        self._fell_back, self._accounted = record.fell_back, record.accounted
         lost: list[tuple[Carried, Tally | None]] = []
         for each in record.carried:
             carried = Carried(_Gone(), "", each.spec, opened_at=self._board.now - each.age)
@@ -356,7 +360,7 @@ class Carriage:
         """A data connection has carried, and all is known of it."""
         if self._transfer is carried:
             self._transfer = None
-        self.transfers += 1
+        self._accounted += 1
         client = self._principal.client
         assert carried.tally is not None
         tally, direction, code = carried.tally, carried.direction, carried.code

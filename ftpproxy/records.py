@@ -63,7 +63,7 @@ class CarriageRecord:
     opening: PathSpec | None = None
     """What a plane has not opened yet; it is asked once more."""
     fell_back: bool = False
-    transfers: int = 0
+    accounted: int = 0
 
 
 @frozen(kw_only=True)
