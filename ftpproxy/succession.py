@@ -66,19 +66,23 @@ class Heirs:
 def inherit(server: Server, records: Iterable[tuple[str, Any]], inheritance: Inheritance) -> Heirs:
     """Go on with everybody among `records`; records of other kinds are somebody else's."""
     count = dict.fromkeys(_KINDS.values(), 0)
-    lost = 0
-    for kind, left in records:
-        if kind in count:
-            try:
-                _INHERIT[kind](server, left, inheritance)
-                count[kind] += 1
-            except (Unthawable, GateError, OSError) as error:
-                lost += 1
-                event(log, logging.ERROR, "session.lost", session=_number(left), reason=error)
-            except Exception:
-                lost += 1
-                log.exception("internal error; what was left of a session cannot be used")
-    return Heirs(count["session"], count["reception"] + count["arrival"], lost)
+    wanted = [record for record in records if record[0] in count]
+
+    def take_up(record: tuple[str, Any]) -> None:
+        kind, left = record
+        try:
+            _INHERIT[kind](server, left, inheritance)
+            count[kind] += 1
+        except (Unthawable, GateError, OSError) as error:
+            event(log, logging.ERROR, "session.lost", session=_number(left), reason=error)
+
+    for record in wanted:
+        Switchboard.guard(take_up, record, _already_logged)
+    return Heirs(count["session"], count["reception"] + count["arrival"], len(wanted) - sum(count.values()))
+
+
+def _already_logged(_: Exception) -> None:
+    """What was left of a session cannot be used."""
 
 
 def _number(left: Any) -> int | None:
