@@ -155,7 +155,7 @@ class Elements:
             if (known := self._standing.get((element.map, element.key))) is not None and known[1] > now:
                 raise failure(errno.EEXIST)
         fresh = tuple(element for element in elements if not self._is_left(element, now))
-        if fresh:
+        if fresh or not elements:
             try:
                 self._exchange(fresh, add=True)
             except FileNotFoundError as error:
