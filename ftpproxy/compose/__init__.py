@@ -181,6 +181,8 @@ async def _serve(
                 nursery.start_soon(scrape.run)
             await _run(server, {signal.SIGTERM: terminate}, engine, board)
             nursery.cancel_scope.cancel()
+        if engine is not None and engine.over:  # behind the nursery, which would make a group of it
+            raise EngineError(f"{engine.over}; the service cannot go on without it")
         vitals.stopping("stopping")
     finally:
         if address is not None:
@@ -206,7 +208,7 @@ async def _serve(
 
 
 async def _run(server: Server, orders: Orders, engine: Engine | None, board: Switchboard) -> None:
-    """Serve, as long as there is the engine that some services need.  Raises `EngineError`."""
+    """Serve, as long as there is the engine that some services need."""
     if engine is None:
         await server.run(orders)
         return
@@ -215,7 +217,6 @@ async def _run(server: Server, orders: Orders, engine: Engine | None, board: Swi
         await server.run(orders)
     if engine.over:
         event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
-        raise EngineError(f"{engine.over}; the service cannot go on without it")
 
 
 def _xferlog(config: Config) -> Xferlog | None:
