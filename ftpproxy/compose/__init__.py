@@ -42,7 +42,7 @@ from ..vitals import Vitals
 from ..xferlog import Xferlog
 from . import monitoring, process
 from .control import open_control
-from .services import Shared, compose, open_lookup
+from .services import Shared, compose, needs_engine, open_lookup
 
 if TYPE_CHECKING:
     from ..pf.client import Engine
@@ -107,7 +107,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
 
 def _engine(config: Config) -> Engine | None:
     """The pf engine where a service needs it, while we are still root.  Raises `EngineError`."""
-    if not any("pf" in service.planes for service in config.services):
+    if not needs_engine(config):
         return None
     from ..pf.client import start
 

@@ -11,6 +11,7 @@ from .. import netfilter
 from ..announce import OWN, Announcements, Announcer, File, Interface, Name, Told
 from ..config import Announce, AnnounceFrom, Config, GatewayConfig, ServiceConfig
 from ..doors import Doors
+from ..dtp.led import LedRelay
 from ..dtp.nft import NftPlane
 from ..dtp.plane import DataPlane
 from ..dtp.relay import RelayPlane
@@ -18,6 +19,7 @@ from ..endpoints import Side
 from ..errands import Errands
 from ..intercept.direct import DirectGate
 from ..intercept.interceptor import Gate, PortRange
+from ..intercept.leads import Leads
 from ..intercept.linux import AutoGate, RedirectGate, TproxyGate
 from ..intercept.pf import DivertGate, Lookup, RdrGate
 from ..passwords import Users
@@ -33,7 +35,7 @@ from ..xferlog import Xferlog
 if TYPE_CHECKING:
     from ..pf.client import Engine
 
-__all__ = ["Shared", "compose", "open_lookup"]
+__all__ = ["Shared", "compose", "needs_engine", "open_lookup"]
 
 
 @frozen
@@ -139,16 +141,15 @@ def _planes(config: ServiceConfig, gate: Gate, shared: Shared) -> list[DataPlane
         elif name == "pf":
             planes.append(_pf_plane(config, ports, shared))
         else:
-            planes.append(
-                RelayPlane(
-                    gate,
-                    ports,
-                    shared.board,
-                    connect_timeout=timeouts.connect,
-                    data_setup=timeouts.data_setup,
-                    data_idle=timeouts.data_idle,
-                )
+            relay = RelayPlane(
+                gate,
+                ports,
+                shared.board,
+                connect_timeout=timeouts.connect,
+                data_setup=timeouts.data_setup,
+                data_idle=timeouts.data_idle,
             )
+            planes.append(LedRelay(relay, gate) if isinstance(gate, DivertGate | RdrGate) else relay)
     return planes
 
 
@@ -186,10 +187,29 @@ def _gate(config: ServiceConfig, shared: Shared) -> Gate:
         return RedirectGate(shared.elements, shared.doors, seconds=_element_seconds(config))
     if redirection == "rdr":
         assert shared.lookup is not None
-        return RdrGate(shared.lookup, shared.doors, called_directly=config.mode == "reverse")
+        return RdrGate(shared.lookup, shared.doors, _leads(config, shared), called_directly=config.mode == "reverse")
     if redirection == "divert":
-        return DivertGate(shared.doors)
+        return DivertGate(shared.doors, _leads(config, shared))
     return DirectGate(shared.doors)
+
+
+def _leads(config: ServiceConfig, shared: Shared) -> Leads | None:
+    if shared.engine is None or (rules := config.pf.rules) is None:
+        return None
+    return Leads(shared.engine, rules, shared.doors, seconds=_element_seconds(config))
+
+
+def needs_engine(config: Config) -> bool:
+    """Whether a service has rules in pf: for its plane, or because its relay has to be what servers are."""
+    return any(
+        "pf" in service.planes
+        or (
+            service.mode == "forward"
+            and service.pf.rules is not None
+            and service.redirection_on(sys.platform) in ("rdr", "divert")
+        )
+        for service in config.services
+    )
 
 
 def open_lookup(config: Config) -> DevPf | None:
