@@ -43,6 +43,10 @@ from .netfilter import TABLE, NetfilterError, NoPermission, has_table
 
 __all__ = ["MARK", "PLANE_TABLE", "Claim", "load_table", "may_load", "remove_table"]
 
+NEEDED = "nftables 0.9.5, and Linux 5.7,"
+"""For counters of set elements, the youngest of what our rules use."""
+MOST_SAID = 300
+"""Characters of what nft said: one word that it does not know is followed by many complaints."""
 CAP_NET_ADMIN = 12
 """linux/capability.h"""
 MARK = 0x200000
@@ -232,6 +236,16 @@ def _nft(text: str) -> None:
         raise NoPermission("changing nftables needs CAP_NET_ADMIN: run this as root, or give it the capability")
     if "cache initialization failed" in said or "Protocol not supported" in said:
         raise NetfilterError(f"this kernel has no nftables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET; nft: {said})")
+    if "syntax error" in said:
+        raise NetfilterError(
+            f"{_version(program)} does not understand our table; {NEEDED} or newer is needed (nft: {said[:MOST_SAID]})"
+        )
     if "No such file or directory" in said or "not supported" in said:
         raise NetfilterError(f"this kernel lacks a part of nftables (CONFIG_NFT_NAT, CONFIG_NF_NAT; nft: {said})")
     raise NetfilterError(f"nft failed with exit code {done.returncode}: {said}")
+
+
+def _version(program: str) -> str:
+    """How `nft` calls itself."""
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "this nft"

@@ -42,6 +42,7 @@ from ..vitals import Vitals
 from ..xferlog import Xferlog
 from . import monitoring, process
 from .control import open_control
+from .reload import Reload
 from .services import Shared, compose, needs_engine, open_lookup
 
 if TYPE_CHECKING:
@@ -161,25 +162,27 @@ async def _serve(
             keep(0.0)
             board.sweep(keep, keep.crashed)
         if config.metrics.listen is not None:
-            scrape = monitoring.scrape(config.metrics, server, services, elements)
+            scrape = monitoring.scrape(config.metrics, server, elements)
         process.drop_privileges(config, table=claim is not None)
         _warn(config)
         vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
-
-        def terminate() -> None:
-            vitals.stopping("finishing transfers")
-            server.terminate(config.process.drain)
-
         async with trio.open_nursery() as nursery:
+            facts = Facts(file, started=time.time())
+            reload = Reload(server, shared, config, facts, vitals, nursery, _raise_descriptor_limit)
+
+            def terminate() -> None:
+                vitals.stopping("finishing transfers")
+                server.terminate(reload.config.process.drain)
+
+            orders: Orders = {signal.SIGTERM: terminate, signal.SIGHUP: reload.by_signal}
             if address is not None:
-                desk = Desk(server, Facts(file, started=time.time()))
-                nursery.start_soon(Hall(address, desk).run)
+                nursery.start_soon(Hall(address, Desk(server, facts, reload)).run)
             if scrape is not None:
                 nursery.start_soon(scrape.run)
-            await _run(server, {signal.SIGTERM: terminate}, engine, board)
+            await _run(server, orders, engine, board)
             nursery.cancel_scope.cancel()
         if engine is not None and engine.over:  # behind the nursery, which would make a group of it
             raise EngineError(f"{engine.over}; the service cannot go on without it")
@@ -190,10 +193,6 @@ async def _serve(
         server.close()
         if scrape is not None:
             scrape.close()
-        for service in services:
-            for plane in service.terms.planes:
-                plane.close()
-            service.gate.close()
         doors.close()
         if engine is not None:
             engine.close()
