@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 import selectors
+import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -102,7 +103,8 @@ class Switchboard:
         self._sweeps: dict[Callable[[float], None], Callable[[Exception], None]] = {}
         self._soon: list[tuple[Callable[[float], None], Callable[[Exception], None]]] = []
         self._behind: list[tuple[Callable[[float], None], Callable[[Exception], None]]] = []
-        self._something_soon = trio.Event()
+        self._something_soon: trio.Event | None = None
+        """While there is a task that waits for it."""
         self._in_round = False
 
     def watch(
@@ -129,7 +131,7 @@ class Switchboard:
         self._wake()
 
     def _wake(self) -> None:
-        if not self._in_round:
+        if not self._in_round and self._something_soon is not None:
             self._something_soon.set()
 
     def turn(self, linger: float = 0) -> bool:
@@ -173,6 +175,20 @@ class Switchboard:
             except Exception:
                 log.exception("internal.error")  # while ending what had an internal error
 
+    def run_alone(self, over: Callable[[], bool]) -> None:
+        """Serve events in this thread, without trio and its tasks, until `over()`: looked at after each turn and at
+        least once a second."""
+        self.now = time.monotonic()
+        sweep_at = self.now + SWEEP_SECONDS
+        while not over():
+            if not (self._soon or self._behind):
+                self.selector.select(max(0.0, sweep_at - self.now))
+            self.now = time.monotonic()
+            self.turn()
+            if self.now >= sweep_at:
+                sweep_at = self.now + SWEEP_SECONDS
+                self.sweep_now(self.now)
+
     async def run(self) -> None:
         """Serve events until cancelled."""
         self.now = trio.current_time()
@@ -208,8 +224,10 @@ class Switchboard:
     async def _soon_forever(self) -> None:
         """Calls that were asked for outside a turn wake the board up; within one, `turn` itself gets to them."""
         while True:
-            await self._something_soon.wait()
             self._something_soon = trio.Event()
+            if self._soon or self._behind:
+                self._something_soon.set()
+            await self._something_soon.wait()
             self.now = trio.current_time()
             self._call_soon()
             self._call_behind()

@@ -33,9 +33,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -147,8 +145,10 @@ class Claim:
 
     NAME = b"\0ftpproxy"
 
-    def __init__(self, *, share: bool = False) -> None:
+    def __init__(self, *, share: bool = False, leave: bool = False) -> None:
+        """`leave` is for processes of one session: the table of an earlier one is used, and left to the next."""
         self._loaded = False
+        self._leave = leave
         self._lock: socket.socket | None = None
         if not self._taken() and not share:
             raise NetfilterError(
@@ -181,8 +181,10 @@ class Claim:
             if time.monotonic() >= until:
                 raise NetfilterError(f"table inet {TABLE} belongs to another ftpproxy, which has not loaded it")
             time.sleep(0.02)
+        if self._leave and has_table(TABLE):
+            return
         load_table()
-        self._loaded = True
+        self._loaded = not self._leave
 
     def close(self) -> None:
         """Remove the table if we loaded it, and give the right back.  Raises `NetfilterError`."""
@@ -218,6 +220,9 @@ def remove_table() -> None:
 
 
 def _nft(text: str) -> None:
+    import shutil  # seldom needed by a process of one session, which has to start fast
+    import subprocess
+
     program = shutil.which("nft", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if program is None:
         raise NetfilterError("the program nft was not found; install nftables (Debian: apt install nftables)")
@@ -247,5 +252,7 @@ def _nft(text: str) -> None:
 
 def _version(program: str) -> str:
     """How `nft` calls itself."""
+    import subprocess
+
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "this nft"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .. import advice, netfilter, rules
+from .. import advice, netfilter, process, rules
 from .. import log as logs
 from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
@@ -29,6 +29,7 @@ from ..control.desk import Desk, Facts
 from ..control.hall import Hall
 from ..doors import Doors
 from ..errands import Errands
+from ..gates import needs_engine, open_lookup
 from ..log import event
 from ..passwords import BadUsersFile
 from ..pf import EngineError
@@ -40,10 +41,10 @@ from ..switchboard import Switchboard
 from ..table import Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
-from . import monitoring, process
+from . import monitoring
 from .control import open_control
 from .reload import Reload
-from .services import Shared, compose, needs_engine, open_lookup
+from .services import Shared, compose
 
 if TYPE_CHECKING:
     from ..pf.client import Engine
@@ -108,7 +109,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
 
 def _engine(config: Config) -> Engine | None:
     """The pf engine where a service needs it, while we are still root.  Raises `EngineError`."""
-    if not needs_engine(config):
+    if not needs_engine(config.services):
         return None
     from ..pf.client import start
 
@@ -145,7 +146,7 @@ async def _serve(
     errands = Errands(board)
     xferlog = _xferlog(config)
     doors = Doors(board)
-    lookup = open_lookup(config)
+    lookup = open_lookup(config.services)
     shared = Shared(board, doors, elements, engine, announcer, errands, xferlog, lookup)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
@@ -184,9 +185,10 @@ async def _serve(
                 nursery.start_soon(scrape.run)
             await _run(server, orders, engine, board)
             nursery.cancel_scope.cancel()
-        if engine is not None and engine.over:  # behind the nursery, which would make a group of it
-            raise EngineError(f"{engine.over}; the service cannot go on without it")
         vitals.stopping("stopping")
+        if engine is not None and engine.over:
+            event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
+            raise EngineError(f"{engine.over}; the service cannot go on without it")
     finally:
         if address is not None:
             address.close()
@@ -207,15 +209,11 @@ async def _serve(
 
 
 async def _run(server: Server, orders: Orders, engine: Engine | None, board: Switchboard) -> None:
-    """Serve, as long as there is the engine that some services need."""
-    if engine is None:
-        await server.run(orders)
-        return
+    """Serve, until a signal or the end of the engine that some services need."""
     with trio.CancelScope() as scope:
-        engine.attach(board, lambda _: scope.cancel())
+        if engine is not None:
+            engine.attach(board, lambda _: scope.cancel())
         await server.run(orders)
-    if engine.over:
-        event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
 
 
 def _xferlog(config: Config) -> Xferlog | None:

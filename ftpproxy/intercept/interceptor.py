@@ -22,7 +22,7 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from attrs import define
 
@@ -115,6 +115,7 @@ class Lead(Protocol):
         """It is not wanted any more.  Idempotent; nothing is called afterwards."""
 
 
+@runtime_checkable
 class LeadingGate(Gate, Protocol):
     """A gate that has to ask somebody else before it can make some legs."""
 
