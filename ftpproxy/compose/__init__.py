@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .. import advice, netfilter, rules
+from .. import advice, netfilter, process, rules
 from .. import log as logs
 from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
@@ -29,6 +29,7 @@ from ..control.desk import Desk, Facts
 from ..control.hall import Hall
 from ..doors import Doors
 from ..errands import Errands
+from ..gates import open_lookup
 from ..log import event
 from ..passwords import BadUsersFile
 from ..pf import EngineError
@@ -40,9 +41,10 @@ from ..switchboard import Switchboard
 from ..table import Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
-from . import monitoring, process
+from . import monitoring
 from .control import open_control
-from .services import Shared, compose, open_lookup
+from .reload import Reload
+from .services import Shared, compose
 
 if TYPE_CHECKING:
     from ..pf.client import Engine
@@ -144,7 +146,7 @@ async def _serve(
     errands = Errands(board)
     xferlog = _xferlog(config)
     doors = Doors(board)
-    lookup = open_lookup(config)
+    lookup = open_lookup(config.services)
     shared = Shared(board, doors, elements, engine, announcer, errands, xferlog, lookup)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
@@ -161,37 +163,38 @@ async def _serve(
             keep(0.0)
             board.sweep(keep, keep.crashed)
         if config.metrics.listen is not None:
-            scrape = monitoring.scrape(config.metrics, server, services, elements)
+            scrape = monitoring.scrape(config.metrics, server, elements)
         process.drop_privileges(config, table=claim is not None)
         _warn(config)
         vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
-
-        def terminate() -> None:
-            vitals.stopping("finishing transfers")
-            server.terminate(config.process.drain)
-
         async with trio.open_nursery() as nursery:
+            facts = Facts(file, started=time.time())
+            reload = Reload(server, shared, config, facts, vitals, nursery, _raise_descriptor_limit)
+
+            def terminate() -> None:
+                vitals.stopping("finishing transfers")
+                server.terminate(reload.config.process.drain)
+
+            orders: Orders = {signal.SIGTERM: terminate, signal.SIGHUP: reload.by_signal}
             if address is not None:
-                desk = Desk(server, Facts(file, started=time.time()))
-                nursery.start_soon(Hall(address, desk).run)
+                nursery.start_soon(Hall(address, Desk(server, facts, reload)).run)
             if scrape is not None:
                 nursery.start_soon(scrape.run)
-            await _run(server, {signal.SIGTERM: terminate}, engine, board)
+            await _run(server, orders, engine, board)
             nursery.cancel_scope.cancel()
         vitals.stopping("stopping")
+        if engine is not None and engine.over:
+            event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
+            raise EngineError(f"{engine.over}; the service cannot go on without it")
     finally:
         if address is not None:
             address.close()
         server.close()
         if scrape is not None:
             scrape.close()
-        for service in services:
-            for plane in service.terms.planes:
-                plane.close()
-            service.gate.close()
         doors.close()
         if engine is not None:
             engine.close()
@@ -206,16 +209,11 @@ async def _serve(
 
 
 async def _run(server: Server, orders: Orders, engine: Engine | None, board: Switchboard) -> None:
-    """Serve, as long as there is the engine that some services need.  Raises `EngineError`."""
-    if engine is None:
-        await server.run(orders)
-        return
+    """Serve, until a signal or the end of the engine that some services need."""
     with trio.CancelScope() as scope:
-        engine.attach(board, lambda _: scope.cancel())
+        if engine is not None:
+            engine.attach(board, lambda _: scope.cancel())
         await server.run(orders)
-    if engine.over:
-        event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
-        raise EngineError(f"{engine.over}; the service cannot go on without it")
 
 
 def _xferlog(config: Config) -> Xferlog | None:

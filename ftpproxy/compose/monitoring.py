@@ -5,19 +5,19 @@ prometheus-client is needed for this and for nothing else, and imported only whe
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections import Counter
+from collections.abc import Sized
 
 from ..config import MetricsConfig, UnixPath
 from ..metrics import counts
 from ..netfilter import Elements
 from ..scrape import CannotServe, Scrape
 from ..server import Server
-from ..service import Service
 
 __all__ = ["CannotServe", "scrape"]
 
 
-def scrape(config: MetricsConfig, server: Server, services: Sequence[Service], elements: Elements | None) -> Scrape:
+def scrape(config: MetricsConfig, server: Server, elements: Elements | None) -> Scrape:
     """Where `config`, which has a place, says.  Raises `CannotServe`."""
     try:
         from ..exposition import Exposition, Present
@@ -27,12 +27,12 @@ def scrape(config: MetricsConfig, server: Server, services: Sequence[Service], e
         ) from error
 
     def paths() -> dict[tuple[str, str], int]:
-        return {
-            (service.name, plane.name): len(plane)
-            for service in services
-            for plane in service.terms.planes
-            if isinstance(plane, Sized)
-        }
+        found: Counter[tuple[str, str]] = Counter()
+        for service in server.occupied:
+            for plane in service.terms.planes:
+                if isinstance(plane, Sized):
+                    found[service.name, plane.name] += len(plane)
+        return found
 
     present = Present(
         sessions=server.present, paths=paths, elements=lambda: elements.alive if elements is not None else 0

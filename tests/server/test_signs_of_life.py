@@ -35,7 +35,7 @@ def greeted(stage: Stage, greeting: bytes = b"220 hello") -> tuple[socket.socket
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="this system has no such options")
 def test_both_legs_are_kept_alive(stage: Stage) -> None:
-    """Item 102: TCP asks after `keepalive` seconds of silence, and then in half that time, eight times."""
+    """TCP asks after `keepalive` seconds of silence, and then in half that time, eight times."""
     stage.serve(timeouts=Timeouts(keepalive=20))
     greeted(stage)
     for channel in stage.session._channels.values():
