@@ -306,7 +306,7 @@ def receive(sock: socket.socket) -> bytes:
 
 
 def test_a_session_in_every_form(root: logging.Logger, tmp_path: Path, daemon: socket.socket) -> None:
-    """Items 138 and 139: no password at any level, and the same events with the same fields in every form."""
+    """Items 137 and 138: no password at any level, and the same events with the same fields in every form."""
     journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     journal.bind(str(tmp_path / "journal"))
     journal.setblocking(False)

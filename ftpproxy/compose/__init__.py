@@ -29,7 +29,7 @@ from ..control.desk import Desk, Facts
 from ..control.hall import Hall
 from ..doors import Doors
 from ..errands import Errands
-from ..gates import open_lookup
+from ..gates import needs_engine, open_lookup
 from ..log import event
 from ..passwords import BadUsersFile
 from ..pf import EngineError
@@ -109,7 +109,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
 
 def _engine(config: Config) -> Engine | None:
     """The pf engine where a service needs it, while we are still root.  Raises `EngineError`."""
-    if not any("pf" in service.planes for service in config.services):
+    if not needs_engine(config.services):
         return None
     from ..pf.client import start
 
