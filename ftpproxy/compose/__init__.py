@@ -166,6 +166,8 @@ async def _serve(
             scrape = monitoring.scrape(config.metrics, server, elements)
         process.drop_privileges(config, table=claim is not None)
         _warn(config)
+        for line in engine.missing_lines if engine is not None else ():
+            event(log, logging.WARNING, "pf.anchor_missing", line=line)
         vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
