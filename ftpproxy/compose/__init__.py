@@ -29,7 +29,7 @@ from ..control.desk import Desk, Facts
 from ..control.hall import Hall
 from ..doors import Doors
 from ..errands import Errands
-from ..gates import open_lookup
+from ..gates import needs_engine, open_lookup
 from ..log import event
 from ..passwords import BadUsersFile
 from ..pf import EngineError
@@ -109,7 +109,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
 
 def _engine(config: Config) -> Engine | None:
     """The pf engine where a service needs it, while we are still root.  Raises `EngineError`."""
-    if not any("pf" in service.planes for service in config.services):
+    if not needs_engine(config.services):
         return None
     from ..pf.client import start
 
@@ -166,6 +166,8 @@ async def _serve(
             scrape = monitoring.scrape(config.metrics, server, elements)
         process.drop_privileges(config, table=claim is not None)
         _warn(config)
+        for line in engine.missing_lines if engine is not None else ():
+            event(log, logging.WARNING, "pf.anchor_missing", line=line)
         vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
         ready()

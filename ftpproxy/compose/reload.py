@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -159,7 +160,7 @@ def _out_of_reach(config: Config, shared: Shared) -> Iterator[str]:
             yield f'service "{service.name}": the table in nftables is made at the start only: restart'
         if shared.engine is None and "pf" in service.planes:
             yield f'service "{service.name}".planes: the pf engine is started at the start only: restart'
-        if shared.lookup is None and service.intercept == "rdr":
+        if shared.lookup is None and service.redirection_on(sys.platform) == "rdr":
             yield f'service "{service.name}".intercept: /dev/pf is opened at the start only: restart'
 
 
