@@ -6,7 +6,6 @@ order, and what each failure is told as.
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import os
