@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import resource
 import signal
 import sys
@@ -65,11 +64,13 @@ Orders = Mapping[signal.Signals, Callable[[], object]]
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | None = None) -> int:
+def run(
+    config: Config, read: Callable[[], Config], ready: Callable[[], None] = lambda: None, file: str | None = None
+) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error.
 
-    `ready` is called once everything stands that may fail.  `file` is where the configuration was read, None where it
-    is not a file's.
+    `read` reads it again, for a reload; it raises `ConfigError`.  `ready` is called once everything stands that may
+    fail.  `file` is where the configuration was read, None where it is not a file's.
     """
     passed, supervisor = inherited(), Supervisor.from_environment()
     most = {service.name: service.limits.sessions for service in config.services}
@@ -81,7 +82,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
     try:
         claim = _claim(config)
         engine = _engine(config)
-        return trio.run(_serve, config, claim, engine, passed, supervisor, ready, file and os.path.abspath(file))
+        return trio.run(_serve, config, claim, engine, passed, supervisor, read, ready, file)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -136,6 +137,7 @@ async def _serve(
     engine: Engine | None,
     passed: Sequence[Inherited],
     supervisor: Supervisor,
+    read: Callable[[], Config],
     ready: Callable[[], None],
     file: str | None,
 ) -> int:
@@ -173,7 +175,7 @@ async def _serve(
         vitals.ready()
         async with trio.open_nursery() as nursery:
             facts = Facts(file, started=time.time())
-            reload = Reload(server, shared, config, facts, vitals, nursery, _raise_descriptor_limit)
+            reload = Reload(server, shared, config, facts, vitals, read, nursery, _raise_descriptor_limit)
 
             def terminate() -> None:
                 vitals.stopping("finishing transfers")

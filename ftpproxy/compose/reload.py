@@ -23,7 +23,7 @@ from attrs import define, evolve, field
 
 from .. import advice, log, rules
 from ..announce import Announcer
-from ..config import Config, ConfigError, ServiceConfig, load
+from ..config import Config, ConfigError, ServiceConfig
 from ..control.desk import Answer, Facts, Refusal
 from ..listeners import CannotListen
 from ..log import event
@@ -53,6 +53,8 @@ class Reload:
     """What is in force."""
     facts: Facts
     vitals: Vitals
+    read: Callable[[], Config]
+    """Read it again, in a thread.  Raises `ConfigError`."""
     nursery: trio.Nursery
     """Outlives every reload."""
     make_room: Callable[[Config], None]
@@ -87,12 +89,10 @@ class Reload:
                 self.vitals.ready()
 
     async def _reload(self) -> Answer:
-        if self.facts.file is None:
-            raise Refusal("there is no file to read again: the configuration came from the command line", EX_FAILURE)
         if self.server.draining:
             raise Refusal("the process is about to end", EX_FAILURE)
         try:
-            config = await trio.to_thread.run_sync(load, self.facts.file)
+            config = await trio.to_thread.run_sync(self.read)
         except ConfigError as error:
             raise self._refused(*map(str, error.problems)) from None
         if problems := list(_out_of_reach(config, self.shared)):
