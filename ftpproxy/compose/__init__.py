@@ -6,7 +6,6 @@ order, and what each failure is told as.
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import resource
@@ -168,6 +167,8 @@ async def _serve(
             scrape = monitoring.scrape(config.metrics, server, elements)
         process.drop_privileges(config, table=claim is not None)
         _warn(config)
+        for line in engine.missing_lines if engine is not None else ():
+            event(log, logging.WARNING, "pf.anchor_missing", line=line)
         vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
@@ -275,10 +276,11 @@ def _raise_descriptor_limit(config: Config) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= wanted:
         return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.EPERM, errno.EINVAL):
-            raise
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        event(log, logging.WARNING, "descriptors.few", allowed=hard, wanted=wanted)
+    for limit in ((wanted, max(hard, wanted)), (hard, hard)):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            break
+        except (ValueError, OSError):
+            pass  # beyond the hard limit takes a privilege, and a seccomp filter may forbid any
+    if (soft := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < wanted:
+        event(log, logging.WARNING, "descriptors.few", allowed=soft, wanted=wanted)
