@@ -28,12 +28,12 @@ class Channel:
         board: Switchboard,
         callback: Callable[[int], None],
         on_crash: Callable[[Exception], None],
-        unsent: bytes = b"",
+        keepalive: float = sockets.KEEPALIVE,
     ) -> None:
-        """`unsent` is what a predecessor had still to send."""
-        sockets.control(sock)
+        """`keepalive` is the silence in seconds before TCP asks whether the peer is alive."""
+        sockets.control(sock, keepalive)
         self._sock = sock
-        self._unsent = bytearray(unsent)
+        self._unsent = bytearray()
         self._watch = board.watch(sock, callback, on_crash)
 
     @property
@@ -126,6 +126,10 @@ class Channel:
             return None
         self._watch.close()
         return estate.descriptor(self._sock, client=client), bytes(self._unsent)
+
+    def inherit(self, unsent: bytes) -> None:
+        """Send first what a predecessor had still to send."""
+        self._unsent[:0] = unsent
 
     def close(self) -> None:
         """Idempotent.  What the kernel has taken is still delivered; what is unsent is lost."""

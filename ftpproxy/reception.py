@@ -99,7 +99,9 @@ class Reception:
         self._connected = connected
         self._ended = ended
         self._login = LoginInterpreter(gateway.settings, terms.policy, terms.timeouts)
-        self._channels = {CLIENT: Channel(client_sock, board, partial(self._event, CLIENT), self.crashed)}
+        self._keepalive = terms.timeouts.keepalive
+        watched = Channel(client_sock, board, partial(self._event, CLIENT), self.crashed, self._keepalive)
+        self._channels = {CLIENT: watched}
         self._errand: CallByName | Errand[bool] | None = None
         self._errand_for: Dial | Verify | None = None
         self._server: Endpoint | None = None
@@ -269,7 +271,8 @@ class Reception:
             self._unanswered(target, Reason(Code.SERVER_GONE, error.strerror or str(error)))
             return
         self._errand = self._errand_for = None
-        self._channels[SERVER] = Channel(sock, self._board, partial(self._event, SERVER), self.crashed)
+        event_of_server = partial(self._event, SERVER)
+        self._channels[SERVER] = Channel(sock, self._board, event_of_server, self.crashed, self._keepalive)
         self._login.dialled()
         self._pump()
 
@@ -300,9 +303,11 @@ class Reception:
         """Go on where a predecessor has left off; an errand is done once more.  To be called before anything happens.
         Raises `Unthawable`: then it is to be closed."""
         if (end := record.ends.get(SERVER)) is not None:
-            callback = partial(self._event, SERVER)
+            happened = partial(self._event, SERVER)
             sock = inheritance.take(end.descriptor)
-            self._channels[SERVER] = Channel(sock, self._board, callback, self.crashed, end.unsent)
+            self._channels[SERVER] = Channel(sock, self._board, happened, self.crashed, self._keepalive)
+        for side, channel in self._channels.items():
+            channel.inherit(record.ends[side].unsent)
         restore(self._login, record.login)
         self._server = record.server
         self._deadlines = {timer: self._board.now + seconds for timer, seconds in record.deadlines.items()}

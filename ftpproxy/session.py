@@ -33,6 +33,7 @@ from .freezing import Unthawable, freeze, restore
 from .metrics import counts
 from .pi.actions import Action, Arm, Chunk, Denied, Hangup, LoginFailed, Need, Timer
 from .pi.handover import HandOver
+from .pi.insight import probing
 from .pi.interpreter import ProtocolInterpreter
 from .reasons import Code, Reason, code_of
 from .records import End, SessionRecord
@@ -107,7 +108,7 @@ class Session(Watched):
         self._ended = ended
         self._channels: dict[Side, Channel] = {}
         if client_sock is not None:
-            self._channels[CLIENT] = Channel(client_sock, board, self._client_event, self.crashed)
+            self._open_channel(CLIENT, client_sock)
         self._route: Route | None = None
         """Once there is a server."""
         self._interpreter: ProtocolInterpreter | None = None
@@ -130,11 +131,6 @@ class Session(Watched):
                 on_crash=self.crashed,
             )
 
-    @property
-    def terms(self) -> Terms:
-        """What it began with, and keeps."""
-        return self._terms
-
     # The call to the server
 
     def _unanswered(self, why: Reason) -> None:
@@ -145,8 +141,8 @@ class Session(Watched):
     def take_over(self, sock: socket.socket, handover: HandOver | None = None) -> None:
         """Go on with this connection to the server; `handover` tells what was said on it."""
         self._dial = None
-        self._channels[SERVER] = Channel(sock, self._board, self._server_event, self.crashed)
         terms = self._terms
+        self._open_channel(SERVER, sock)
         proxy = Endpoint.from_sockaddr(sock.getsockname())
         announce = terms.announced(self.client.host, self.server.host)
         self._route = Route(self.client, self.orig_server, self.server, proxy, announce)
@@ -204,10 +200,11 @@ class Session(Watched):
         now = self._board.now
         self.over = record.over
         if (end := record.ends.get(SERVER)) is not None:
-            sock = inheritance.take(end.descriptor)
-            self._channels[SERVER] = Channel(sock, self._board, self._server_event, self.crashed, end.unsent)
+            self._open_channel(SERVER, inheritance.take(end.descriptor))
         elif not self.over:
             raise Unthawable("there is no connection to the server")
+        for side, channel in self._channels.items():
+            channel.inherit(record.ends[side].unsent)
         interpreter = None
         if record.route is not None:
             self._route = record.route
@@ -225,6 +222,10 @@ class Session(Watched):
             self._gone_if_done()
 
         self._board.soon(go_on, self.crashed)
+
+    def _open_channel(self, side: Side, sock: socket.socket) -> None:
+        happened = self._client_event if side is CLIENT else self._server_event
+        self._channels[side] = Channel(sock, self._board, happened, self.crashed, self._terms.timeouts.keepalive)
 
     # Events
 
@@ -245,10 +246,11 @@ class Session(Watched):
             self._lost(side, error)
             return
         if octets is not None:
-            self._last_word = self._board.now
+            assert self._interpreter is not None
+            if side is CLIENT or not probing(self._interpreter):
+                self._last_word = self._board.now
             for tap in self.taps:
                 tap.heard(side, octets)
-            assert self._interpreter is not None
             self._interpreter.receive(side, octets)
         self._pump()
 

@@ -40,6 +40,11 @@ class Watched:
     _terms: Terms
 
     @property
+    def terms(self) -> Terms:
+        """What it began with, and keeps."""
+        return self._terms
+
+    @property
     def service(self) -> str:
         """The name of the service that it belongs to."""
         return self._terms.service

@@ -15,12 +15,12 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from .. import netfilter
 from ..activation import Inherited, NotifyError, Supervisor
-from ..config import ConfigError, load
+from ..config import Config, ConfigError
 from ..doors import DoorRecord, Doors
 from ..endpoints import Endpoint
 from ..estate import Estate, EstateError, Inheritance, Unreadable
@@ -162,9 +162,10 @@ class Heritage:
 class Successor:
     """The process that comes next, once somebody has asked for it."""
 
-    def __init__(self, supervisor: Supervisor, file: str | None = None) -> None:
-        """`file` is where the configuration was read."""
+    def __init__(self, supervisor: Supervisor, read: Callable[[], Config], file: str | None = None) -> None:
+        """`read` reads the configuration again; `file` is where it was read, if it is a file's."""
         self._supervisor = supervisor
+        self._read = read
         self._file = file
         self._queue: socket.socket | None = None
         self.left = False
@@ -172,10 +173,10 @@ class Successor:
 
     def possible(self) -> bool:
         """Whether it would start; said in the log if not.  (Before systemd ends us it asks the same: ExecStartPre=.)"""
-        if self._supervisor or self._file is None:
+        if self._supervisor:
             return True
         try:
-            load(self._file)
+            self._read()
         except ConfigError as error:
             for problem in error.problems:
                 event(log, logging.ERROR, "restart.refused", file=self._file, reason=problem)
