@@ -330,6 +330,26 @@ def test_a_port_serves_many(three: World, stage: Stage) -> None:
 
 
 @pytest.mark.netns
+def test_services_share_a_way_out(three: World, stage: Stage) -> None:
+    """Two services may lead one client to one port of a server; the way out stands until the last has done with it."""
+    family = FAMILIES[0]
+    other = NftPlane(stage.elements, PortRange(20500, 20501), stage.board, stage.doors)
+    first, _ = stage.open(passive(family))
+    second = other.open(passive(family), Owner())
+    assert isinstance(second, NftPath), second
+    first.close()
+    with (
+        listen(three.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(three.client, second.announced[Side.CLIENT], family.client) as client,
+        accept(listener) as server,
+    ):
+        assert peer(server).host == family.outside
+        talk(client, server)
+    other.close()
+    assert stage.left() == []
+
+
+@pytest.mark.netns
 def test_what_it_does_not_carry(stage: Stage) -> None:
     """Two awaited legs, two called ones, two families: those are for the relay.  And what is not forwarded at all."""
     v4, v6 = FAMILIES
