@@ -144,12 +144,16 @@ class Reload:
             raise self._refused(f"log.xferlog: {path}: {error.strerror}") from None
         return present
 
+    @property
+    def _source(self) -> str:
+        return self.facts.file or "the command line"
+
     def _refused(self, *problems: str) -> Refusal:
         count = len(problems)
         return Refusal(
-            f"{self.facts.file} has {count} problem{'s' * (count != 1)}; nothing has changed",
+            f"{self._source} has {count} problem{'s' * (count != 1)}; nothing has changed",
             os.EX_CONFIG,
-            problems=[f"{self.facts.file}: {problem}" for problem in problems],
+            problems=[f"{self._source}: {problem}" for problem in problems],
         )
 
 
