@@ -52,6 +52,7 @@ FLOORS = [
         "trace",
         "doctor",
         "rules",
+        "holes",
         "lab",
         "compose",
         "daemon",

@@ -176,6 +176,16 @@ def _element_seconds(config: ServiceConfig) -> float:
 
 
 def _gate(config: ServiceConfig, shared: Shared) -> Gate:
+    gate = _plain_gate(config, shared)
+    if not config.firewall_mark:
+        return gate
+    from ..intercept.marking import MarkingGate
+
+    assert shared.elements is not None
+    return MarkingGate(gate, shared.elements, seconds=_element_seconds(config))
+
+
+def _plain_gate(config: ServiceConfig, shared: Shared) -> Gate:
     redirection = config.redirection_on(sys.platform)
     if config.intercept == "auto" and sys.platform == "linux":
         return AutoGate(shared.elements, shared.doors, seconds=_element_seconds(config))
