@@ -191,6 +191,7 @@ class Announcer:
     def __init__(self) -> None:
         self._seconds: dict[Source, float] = {}
         self._known: dict[Source, Addresses] = {}
+        self._scope = trio.CancelScope()
 
     def keep(self, source: Source, seconds: float) -> None:
         """Look at `source` every so many `seconds`, if it leaves that to us.  Asked twice, the shorter time counts."""
@@ -202,14 +203,20 @@ class Announcer:
         return told if isinstance(told, tuple) else self._known.get(told, ())
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look at the sources for ever.  Reports as started when each was looked at once."""
+        """Look at the sources until `stop`.  Reports as started when each was looked at once."""
         async with trio.open_nursery() as nursery:
+            self._scope = nursery.cancel_scope
             first = [trio.Event() for _ in self._seconds]
             for (source, seconds), looked in zip(self._seconds.items(), first, strict=True):
                 nursery.start_soon(self._keep, source, seconds, looked)
             for looked in first:
                 await looked.wait()
             task_status.started()
+            await trio.sleep_forever()
+
+    def stop(self) -> None:
+        """`run` returns; what is known stays known."""
+        self._scope.cancel()
 
     async def _keep(self, source: Source, seconds: float, looked: trio.Event) -> None:
         failure = ""

@@ -17,10 +17,11 @@ from typing import Protocol
 from .carried import Carried, Opening
 from .dtp.plane import Path, Pending
 from .endpoints import Endpoint, Side
+from .metrics import counts
 from .paths import Tally
 from .pi.actions import DropPath, EndTransfer, OpenPath, SettlePath, StartPath
 from .pi.interpreter import ProtocolInterpreter
-from .reasons import Code, fields
+from .reasons import Code, code_of, fields
 from .switchboard import Switchboard
 from .terms import Terms
 
@@ -155,6 +156,7 @@ class Carriage:
         level = logging.WARNING if carried is None else logging.DEBUG if self._fell_back else logging.INFO
         for plane, why in opening.refusals:
             because = fields(why, Code.PLANE_FAILED)
+            counts.fallbacks[self._terms.service, str(plane or "none"), code_of(why, Code.PLANE_FAILED)] += 1
             self._principal.log(level, "data.refused", plane=plane, **because, spec=opening.spec)
             self._fell_back = True
         if carried is None:
@@ -162,6 +164,7 @@ class Carriage:
             return
         path = carried.path
         self._open = self._carried[path] = carried
+        carried.opened_at = self._board.now
         self._principal.log(
             logging.DEBUG,
             "data.open",
@@ -194,6 +197,8 @@ class Carriage:
         if carried := self._carried.get(path):
             carried.up.add(side)
             self._principal.log(logging.DEBUG, "data.connected", plane=carried.plane, side=side)
+            if len(carried.up) == 2 and path.reports_end:  # else it is told when somebody looked
+                counts.set_ups[carried.plane].observe(self._board.now - carried.opened_at)
             if carried is self._open:
                 self._principal.tell(lambda interpreter: interpreter.path_connected(side))
 
@@ -201,6 +206,7 @@ class Carriage:
         """`PathOwner`."""
         if carried := self._carried.pop(path, None):
             because = fields(why, Code.DATA_UNREACHABLE)
+            counts.data_failures[self._terms.service, carried.plane, code_of(why, Code.DATA_UNREACHABLE)] += 1
             self._principal.log(logging.WARNING, "data.failed", plane=carried.plane, what=carried.what, **because)
             if carried is self._open:
                 self._open = None
@@ -245,8 +251,9 @@ class Carriage:
         known = self._carried.pop(carried.path, None) is not None
         self._board.guard(Carried.close, carried, _already_logged)
         if known and len(carried.up) < 2 and carried.tally is None:
-            level = logging.WARNING if carried.what else logging.DEBUG
-            self._principal.log(level, "data.missing", **carried.missing())
+            level, missing = logging.WARNING if carried.what else logging.DEBUG, carried.missing()
+            counts.data_failures[self._terms.service, carried.plane, carried.why_missing] += 1
+            self._principal.log(level, "data.missing", **missing)
         if carried.tally is not None:
             self._account(carried)
         if carried is self._open:
@@ -258,6 +265,9 @@ class Carriage:
             self._transfer = None
         self.transfers += 1
         client = self._principal.client
+        assert carried.tally is not None
+        tally, direction, code = carried.tally, carried.direction, carried.code
+        counts.transfer(self._terms.service, carried.spec, carried.plane, direction, tally, code)
         self._principal.log(logging.INFO, "transfer", server=self._principal.server, **carried.account())
         if self._terms.xferlog is not None:
             self._terms.xferlog.write(client.host, carried)

@@ -23,6 +23,7 @@ class Carried:
 
     path: Path
     plane: str
+    spec: PathSpec
     what: bytes = b""
     """The transfer command, once it was sent."""
     direction: Direction | None = None
@@ -33,6 +34,8 @@ class Carried:
     tally: Tally | None = None
     """Once it has ended."""
     up: set[Side] = field(factory=set)
+    opened_at: float = 0.0
+    """On the board's clock."""
 
     def missing(self) -> dict[str, object]:
         """Fields about a data connection that never came: the commonest fault of all, and mostly a firewall's."""
@@ -40,12 +43,17 @@ class Carried:
         awaited = [f"{side} at {self.path.announced[side]}" for side in missing if side in self.path.announced]
         return {
             "plane": self.plane,
-            "code": Code.DATA_MISSING if self.what else Code.DATA_UNASKED,
+            "code": self.why_missing,
             "what": self.what or None,
             "missing": " and ".join(map(str, missing)),
             "awaited": " and ".join(awaited) or None,
             "hint": "does a firewall let it in?" if awaited and self.what else None,
         }
+
+    @property
+    def why_missing(self) -> Code:
+        """Why it never came."""
+        return Code.DATA_MISSING if self.what else Code.DATA_UNASKED
 
     @property
     def complete(self) -> bool:
@@ -58,7 +66,9 @@ class Carried:
         if self.tally is None or self.complete:
             return None
         if self.tally.reason or self.tally.failed is not None:
-            return code_of(self.tally.reason, Code.DATA_BROKEN)
+            code = code_of(self.tally.reason, Code.DATA_BROKEN)
+            if code is not Code.DATA_CUT or self.positive is not False:
+                return code  # else we cut what the server had refused
         if not self.what:
             return Code.DATA_UNASKED
         return Code.SERVER_UNANSWERED if self.positive is None else Code.SERVER_DENIED
@@ -132,14 +142,14 @@ class Opening:
                 self.pending = answer
                 return None
             if not isinstance(answer, Refused):
-                return Carried(answer, plane.name)
+                return Carried(answer, plane.name, self.spec)
             self.refusals.append((plane.name, answer.why))
         return None
 
     def opened(self, path: Path) -> Carried:
         """What was pending stands."""
         self.pending = None
-        return Carried(path, self._plane)
+        return Carried(path, self._plane, self.spec)
 
     def refused(self, why: str, owner: Opener) -> Carried | None:
         """What was pending does not come; as `ask` for the other planes."""

@@ -30,6 +30,7 @@ from functools import partial
 from . import sockets
 from .endpoints import Endpoint, IPAddress
 from .log import event
+from .metrics import counts
 from .switchboard import READ, Switchboard
 
 __all__ = ["Doors", "Expected"]
@@ -127,6 +128,7 @@ class _Door:
 
     def _turn_away(self, sock: socket.socket, caller: Endpoint) -> None:
         sockets.close_with_reset(sock)
+        counts.strangers += 1
         expected = next(iter(self.expected)) if len(self.expected) == 1 else f"{len(self.expected)} others"
         event(log, logging.WARNING, "data.stranger", at=self.at, caller=caller, expected=expected)
 

@@ -42,6 +42,8 @@ class Listener:
     service: Service
     sock: socket.socket
     at: Endpoint
+    wanted: Endpoint | None = None
+    """As the configuration has it; None where a supervisor has opened it."""
     watch: Watch | None = None
     paused: bool = False
 
@@ -104,13 +106,60 @@ class Listeners:
             self._add(service, sock)
         if not given:
             for at in service.listen:
-                self._add(service, _opened(service, at))
+                self._add(service, _opened(service, at), at)
 
-    def _add(self, service: Service, sock: socket.socket) -> None:
-        listener = Listener(service, sock, Endpoint.from_sockaddr(sock.getsockname()))
+    def _add(self, service: Service, sock: socket.socket, wanted: Endpoint | None = None) -> None:
+        listener = Listener(service, sock, Endpoint.from_sockaddr(sock.getsockname()), wanted)
         listener.watch = self._board.watch(sock, lambda _: self._accept(listener), self.crashed)
         listener.watch.want(READ)
         self._listeners.append(listener)
+
+    def replace(self, services: Sequence[Service]) -> None:
+        """Listen where `services` say and nowhere else.  Where we listen already it is the same socket that goes on, so
+        nobody is refused meanwhile; what a supervisor has opened stays with the service of its name.
+
+        Raises `CannotListen`, and then nothing has changed.
+        """
+        kept: dict[Listener, Service] = {}
+        fresh: list[tuple[Service, Endpoint, socket.socket]] = []
+        try:
+            for service in services:
+                given = [each for each in self._listeners if each.wanted is None and each.service.name == service.name]
+                for at in () if given else service.listen:
+                    if same := [each for each in self._listeners if each.wanted == at]:
+                        given += same
+                    else:
+                        fresh.append((service, at, self._opened_beside(service, at)))
+                for listener in given:
+                    service.gate.prepare(listener.sock)
+                    kept[listener] = service
+        except (CannotListen, GateError) as error:
+            for *_, sock in fresh:
+                sock.close()
+            raise error if isinstance(error, CannotListen) else CannotListen(str(error)) from error.__cause__
+        for listener, service in kept.items():
+            listener.service = service
+        for listener in [each for each in self._listeners if each not in kept]:
+            self._accept(listener)  # who has called before it was closed
+            self._close(listener)
+            event(log, logging.INFO, "closed", service=listener.service.name, at=listener.at)
+        self._listeners = list(kept)
+        for service, at, sock in fresh:
+            self._add(service, sock, at)
+            event(log, logging.INFO, "listening", service=service.name, at=at)
+
+    def _opened_beside(self, service: Service, at: Endpoint) -> socket.socket:
+        """As `_opened`, among the listeners that there are."""
+        try:
+            return _opened(service, at)
+        except CannotListen as error:
+            cause = error.__cause__
+            for other in self._listeners:
+                same_port = other.at.port == at.port and other.at.host.version == at.host.version
+                if same_port and isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
+                    reason = f"we listen at {other.at} ourselves; restart, or give that up first, with another reload"
+                    raise CannotListen(f'service "{service.name}", {at}: {reason}') from cause
+            raise
 
     def announce(self) -> None:
         """Say in the log where we listen."""
@@ -156,7 +205,11 @@ class Listeners:
 
     def close(self) -> None:
         for listener in self._listeners:
-            if listener.watch is not None:
-                listener.watch.close()
-            listener.sock.close()
+            self._close(listener)
         self._listeners.clear()
+
+    @staticmethod
+    def _close(listener: Listener) -> None:
+        if listener.watch is not None:
+            listener.watch.close()
+        listener.sock.close()

@@ -120,6 +120,12 @@ class Elements:
         self._socket.bind((0, 0))
         self._sequence = 0
 
+    @property
+    def alive(self) -> int:
+        """How many elements of ours stand, as far as we know."""
+        now = time.monotonic()
+        return sum(until > now for _, until in self._standing.values())
+
     def add(self, *elements: Element) -> None:
         """Add all or none (at most 100); they stand when this returns.
 

@@ -22,6 +22,7 @@ from .endpoints import Endpoint, Side
 from .errands import Errand, Errands
 from .glance import Glance
 from .log import event
+from .metrics import counts
 from .passwords import Users
 from .pi.actions import Arm, Denied, Need, Timer
 from .pi.handover import HandOver
@@ -214,6 +215,7 @@ class Reception:
         elif isinstance(action, Arm):
             self._deadlines[action.timer] = self._board.now + action.seconds
         elif isinstance(action, Denied):
+            counts.denials[self.service, action.rule] += 1
             self._log(logging.INFO, "command.denied", code=action.code, rule=action.rule, what=action.what)
         elif self._say():
             self._end(action.reason)
@@ -223,6 +225,7 @@ class Reception:
     def _verified(self, user: bytes, right: bool | None) -> None:
         self._errand = None
         if not right:
+            counts.failed_logins[self.service, Code.PROXY_DENIED] += 1
             self._log(logging.WARNING, "login.failed", code=Code.PROXY_DENIED, user=user)
         self._login.verified(bool(right))
         self._pump()
@@ -286,7 +289,9 @@ class Reception:
             self._errand = None
         if (server := self._channels.pop(SERVER, None)) is not None:
             server.close()
-        self._log(logging.INFO, "gateway.close", code=code_of(reason, Code.OPERATOR), reason=reason)
+        code = code_of(reason, Code.OPERATOR)
+        counts.sessions[self.service, code] += 1
+        self._log(logging.INFO, "gateway.close", code=code, reason=reason)
         client = self._channels[CLIENT]
         if client.unsent:
             self._farewell_until = self._board.now + FAREWELL_SECONDS

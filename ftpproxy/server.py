@@ -28,6 +28,7 @@ from .errands import Errands
 from .intercept.interceptor import GateError
 from .listeners import CannotListen, Listeners
 from .log import event
+from .metrics import counts
 from .pi.handover import HandOver
 from .reasons import Code, Reason
 from .reception import Ends, Gateway, Reception
@@ -51,6 +52,7 @@ _INTERCEPT_UNKNOWN = Reason(Code.INTERCEPT_UNKNOWN, "Cannot tell which server yo
 
 
 def _log_refusal(service: Service, client: Endpoint, why: Reason) -> None:
+    counts.refused[service.name, why.code] += 1
     event(log, logging.WARNING, "session.refused", service=service.name, client=client, code=why.code, reason=why)
 
 
@@ -70,6 +72,8 @@ class Server:
         self._announcer = announcer
         self._errands = errands
         self._services = services
+        self._retired: list[Service] = []
+        """Services of earlier configurations, as long as somebody is in them."""
         self.listeners = Listeners(board, self._accepted)
         self._census = {service.name: Census() for service in services}
         self._numbers = itertools.count(1)
@@ -91,6 +95,25 @@ class Server:
 
     # Who comes in
 
+    def adopt(self, services: Sequence[Service]) -> None:
+        """Serve new clients by these services; who is here keeps what he began with.
+
+        Raises `CannotListen`, and then nothing has changed.
+        """
+        self.listeners.replace(services)
+        self._retired += self._services
+        self._services = services
+        for service in services:
+            self._census.setdefault(service.name, Census())
+        self._retire()
+
+    def _retire(self) -> None:
+        """Close the services of earlier configurations that nobody is in any more."""
+        for service in list(self._retired):
+            if not any(map(service.serves, self.guests)):
+                self._retired.remove(service)
+                self._board.guard(Service.close, service, self.listeners.crashed)
+
     def _accepted(self, service: Service, sock: socket.socket, peer: Endpoint) -> None:
         if not any(peer.host in network for network in service.proxy_protocol):
             self._admit(service, sock, peer)
@@ -102,7 +125,11 @@ class Server:
 
         def arrived(sock: socket.socket, header: ProxyHeader) -> None:
             arrivals.discard(arrival)
-            self._admit(service, sock, header.source or peer, header.destination)
+            present = [each for each in self._services if each.name == service.name]
+            if present:  # there may have been a reload meanwhile
+                self._admit(present[0], sock, header.source or peer, header.destination)
+            else:
+                self._turn_away(service, sock, peer, _SHUTDOWN)
 
         def strayed(reason: Reason) -> None:
             arrivals.discard(arrival)
@@ -230,6 +257,15 @@ class Server:
         return self._services
 
     @property
+    def occupied(self) -> list[Service]:
+        """All services, those of earlier configurations included as long as somebody is in them."""
+        return [*self._services, *self._retired]
+
+    def present(self) -> dict[str, int]:
+        """How many clients each service has."""
+        return {name: len(census) for name, census in self._census.items()}
+
+    @property
     def sessions(self) -> list[Session]:
         return [session for census in self._census.values() for session in census.sessions]
 
@@ -269,6 +305,8 @@ class Server:
         for each in [*self.sessions, *self._others]:
             self._board.guard(each.sweep, now, each.crashed)
         self.listeners.sweep()
+        if self._retired:
+            self._retire()
         if self.draining:
             self._drain(now)
 
@@ -342,3 +380,5 @@ class Server:
             if not isinstance(guest, Arrival):
                 guest.dismiss(_SHUTDOWN)
             guest.close()
+        for service in self.occupied:
+            service.close()

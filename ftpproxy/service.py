@@ -59,6 +59,16 @@ class Service:
         """Forward mode: clients call servers and reach us."""
         return self.servers is None and self.gateway is None
 
+    def serves(self, guest: Session | Reception) -> bool:
+        """Whether its planes and its gate are those of this very service, and not of one with its name."""
+        return guest.terms.planes is self.terms.planes
+
+    def close(self) -> None:
+        """Give planes and gate back, which cuts what they carry."""
+        for plane in self.terms.planes:
+            plane.close()
+        self.gate.close()
+
     def server_for(self, orig_server: Endpoint) -> Endpoint:
         """Whom to call for a client that dialled `orig_server`; a server of its own family is preferred."""
         if self.servers is None:

@@ -30,6 +30,7 @@ from .dial import Dial
 from .endpoints import Endpoint, Side
 from .glance import Glance, load_of, text
 from .log import event
+from .metrics import counts
 from .pi.actions import Action, Arm, Chunk, Denied, Hangup, LoginFailed, Need, Timer
 from .pi.handover import HandOver
 from .pi.insight import Insight, insight
@@ -123,6 +124,11 @@ class Session:
                 unanswered=self._unanswered,
                 on_crash=self.crashed,
             )
+
+    @property
+    def terms(self) -> Terms:
+        """What it began with, and keeps."""
+        return self._terms
 
     @property
     def service(self) -> str:
@@ -307,8 +313,10 @@ class Session:
         elif isinstance(action, Hangup):
             self._hang_up(interpreter, action)
         elif isinstance(action, Denied):
+            counts.denials[self.service, action.rule] += 1
             self.log(logging.INFO, "command.denied", code=action.code, rule=action.rule, what=action.what)
         elif isinstance(action, LoginFailed):
+            counts.failed_logins[self.service, Code.SERVER_DENIED] += 1
             self.log(logging.INFO, "login.failed", code=Code.SERVER_DENIED, user=action.user)
         else:
             self.carriage.perform(interpreter, action)
@@ -341,10 +349,12 @@ class Session:
             self._dial = None
         self.carriage.end(drain=drain)
         seconds = f"{self._board.now - self._opened_at:.1f}"
+        code = code_of(reason, Code.OPERATOR)
+        counts.sessions[self.service, code] += 1
         self.log(
             logging.INFO,
             "session.close",
-            code=code_of(reason, Code.OPERATOR),
+            code=code,
             reason=reason,
             transfers=self.carriage.transfers,
             seconds=seconds,

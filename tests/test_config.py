@@ -21,9 +21,11 @@ from ftpproxy.config import (
     ConfigError,
     Limits,
     LogConfig,
+    MetricsConfig,
     PortSpan,
     Problem,
     ServiceConfig,
+    UnixPath,
     load,
     parse,
     show,
@@ -317,6 +319,29 @@ BAD: list[tuple[str, list[str]]] = [
         ['service "lan".tls.mode: "bridge" is not known here; known: "pass", "refuse"'],
     ),
     (
+        FORWARD + '[metrics]\nlisten = "192.0.2.1:9921"\n',
+        [
+            "metrics.listen: 192.0.2.1 is no loopback address: others could read it; if they may, say public = true",
+        ],
+    ),
+    (
+        FORWARD + '[metrics]\nlisten = "127.0.0.1:8021"\n',
+        ['metrics.listen: 127.0.0.1:8021 collides with service "lan"'],
+    ),
+    (
+        FORWARD + '[metrics]\nlisten = "unix:metrics"\n',
+        ["metrics.listen: the path of a Unix socket begins with / and has at most 107 octets"],
+    ),
+    (
+        FORWARD + '[metrics]\nlisten = "localhost:9921"\n',
+        ["metrics.listen: 'localhost:9921': 'localhost' is not an IP address"],
+    ),
+    (
+        FORWARD + "[metrics]\nlisten = 9921\n",
+        ['metrics.listen: "ADDRESS:PORT" or "unix:PATH" is expected, not an integer'],
+    ),
+    (FORWARD + '[metrics]\nlisten = "127.0.0.1:0"\n', ["metrics.listen: port 0 is no port to listen on"]),
+    (
         FORWARD + '[log]\nlevel = "loud"\n',
         ['log.level: "loud" is not known here; known: "debug", "info", "notice", "warning", "error", "critical"'],
     ),
@@ -429,7 +454,10 @@ BAD: list[tuple[str, list[str]]] = [
     (FORWARD + "[service.tls]\nzzz = 9\n", ['service "lan".tls.zzz: unknown key; known here: mode']),
     (FORWARD + '[log]\nlevl = "info"\n', ["log.levl: unknown key; did you mean level?"]),
     ('mode = "forward"\n' + FORWARD, ["mode: unknown key here; it belongs into [[service]]"]),
-    ("[processes]\n" + FORWARD, ["processes: unknown key; a file has [[service]], [log], [process], [control]"]),
+    (
+        "[processes]\n" + FORWARD,
+        ["processes: unknown key; a file has [[service]], [log], [metrics], [process], [control]"],
+    ),
     # numbers
     (
         changed(FORWARD, name='"a b"'),
@@ -741,6 +769,21 @@ def configs(draw: st.DrawFn) -> Config:
     return Config(services=tuple(draw(services(number)) for number in range(count)), log=LogConfig(level=level))
 
 
+@pytest.mark.parametrize(
+    ("text", "listen", "public"),
+    [
+        ('listen = "unix:/run/ftpproxy/metrics"', UnixPath("/run/ftpproxy/metrics"), False),
+        ('listen = "[::1]:9921"', Endpoint.parse("[::1]:9921"), False),
+        ('listen = "192.0.2.1:9921"\npublic = true', Endpoint.parse("192.0.2.1:9921"), True),
+        ("", None, False),
+    ],
+)
+def test_metrics(text: str, listen: object, public: bool) -> None:
+    config = parse(f"{FORWARD}[metrics]\n{text}\n")
+    assert config.metrics == MetricsConfig(listen=listen, public=public)  # type: ignore[arg-type]
+    assert parse(show(config)) == config
+
+
 @settings(deadline=None)
 @given(configs())
 def test_show_is_read_to_the_same_value(config: Config) -> None:
@@ -960,7 +1003,8 @@ def test_required_keys_are_documented_as_such() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_valid(example: Path) -> None:
-    load(example, "linux")
+    of_pf = example.name.startswith(("freebsd", "pf-"))
+    load(example, "openbsd7" if example.name.startswith("openbsd") else "freebsd15" if of_pf else "linux")
 
 
 def test_the_messages_of_the_documentation_are_real() -> None:

@@ -37,7 +37,7 @@ def carried(what: bytes = b"RETR /pub/a file.iso", **changes: Any) -> Carried:
         "tally": Tally(1048576, 0, 3.6),
         **changes,
     }
-    return Carried(None, "relay", what, **values)  # type: ignore[arg-type]
+    return Carried(None, "relay", None, what, **values)  # type: ignore[arg-type]
 
 
 def test_the_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,13 +34,15 @@ from ..passwords import BadUsersFile
 from ..pf import EngineError
 from ..pf.natlook import NatlookError
 from ..privileges import PrivilegeError
+from ..scrape import CannotServe, Scrape
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
 from ..table import Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
-from . import process
+from . import monitoring, process
 from .control import open_control
+from .reload import Reload
 from .services import Shared, compose, open_lookup
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
         return _fail(str(error), EX_NOPERM if error.denied else EX_UNAVAILABLE)
     except BadUsersFile as error:
         return _fail(str(error), EX_CONFIG)
-    except CannotListen as error:
+    except (CannotListen, CannotServe) as error:
         denied = isinstance(error.__cause__, PermissionError)
         return _fail(str(error), EX_NOPERM if denied else EX_UNAVAILABLE)
     except NatlookError as error:
@@ -146,6 +148,7 @@ async def _serve(
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)
     board.sweep(logs.sweep, logs.sweep_crashed)
+    scrape: Scrape | None = None
     address: Address | None = None
     try:
         server.listen(process.given(passed, config.services))
@@ -156,32 +159,36 @@ async def _serve(
             keep = _Keeper(elements)
             keep(0.0)
             board.sweep(keep, keep.crashed)
+        if config.metrics.listen is not None:
+            scrape = monitoring.scrape(config.metrics, server, elements)
         process.drop_privileges(config, table=claim is not None)
         _warn(config)
         vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
-
-        def terminate() -> None:
-            vitals.stopping("finishing transfers")
-            server.terminate(config.process.drain)
-
         async with trio.open_nursery() as nursery:
+            facts = Facts(file, started=time.time())
+            reload = Reload(server, shared, config, facts, vitals, nursery, _raise_descriptor_limit)
+
+            def terminate() -> None:
+                vitals.stopping("finishing transfers")
+                server.terminate(reload.config.process.drain)
+
+            orders: Orders = {signal.SIGTERM: terminate, signal.SIGHUP: reload.by_signal}
             if address is not None:
-                desk = Desk(server, Facts(file, started=time.time()))
-                nursery.start_soon(Hall(address, desk).run)
-            await _run(server, {signal.SIGTERM: terminate}, engine, board)
+                nursery.start_soon(Hall(address, Desk(server, facts, reload)).run)
+            if scrape is not None:
+                nursery.start_soon(scrape.run)
+            await _run(server, orders, engine, board)
             nursery.cancel_scope.cancel()
         vitals.stopping("stopping")
     finally:
         if address is not None:
             address.close()
         server.close()
-        for service in services:
-            for plane in service.terms.planes:
-                plane.close()
-            service.gate.close()
+        if scrape is not None:
+            scrape.close()
         doors.close()
         if engine is not None:
             engine.close()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pi.policy import CommandRule
-from .beside import check_control
+from .beside import check_control, check_metrics
 from .checks import check_service, check_together
 from .reading import Found, key_path, read
 from .systems import check_system
@@ -37,11 +37,13 @@ from .values import (
     IPNetwork,
     Limits,
     LogConfig,
+    MetricsConfig,
     PfConfig,
     PortSpan,
     Problem,
     ProcessConfig,
     ServiceConfig,
+    UnixPath,
 )
 
 __all__ = [
@@ -55,11 +57,13 @@ __all__ = [
     "IPNetwork",
     "Limits",
     "LogConfig",
+    "MetricsConfig",
     "PfConfig",
     "PortSpan",
     "Problem",
     "ProcessConfig",
     "ServiceConfig",
+    "UnixPath",
     "load",
     "parse",
     "show",
@@ -118,6 +122,9 @@ def parse(text: str, system: str | None = None) -> Config:
     if raw == []:
         found.append((("service",), "at least one [[service]] is needed"))
     found += check_together(services)
+    if (metrics := general["metrics"]) is not None:
+        checked = check_metrics(metrics, [service for _, service in services])
+        found += [(("metrics", *where), reason) for where, reason in checked]
 
     if found:
         names = _names(raw)

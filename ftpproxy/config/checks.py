@@ -18,7 +18,7 @@ from .reading import Found, Where
 from .tables import ServiceTable
 from .values import Announce, AnnounceFrom, GatewayConfig, PfConfig, ServiceConfig
 
-__all__ = ["check_service", "check_together"]
+__all__ = ["check_service", "check_together", "collide"]
 
 FLOORS = {"idle": (300.0, "5m"), "data_setup": (30.0, "30s")}
 """Seconds below which a time breaks honest peers: RFC 1123 section 4.1.3.2 (a server waits five minutes for the next
@@ -244,7 +244,8 @@ def _addresses(service: ServiceTable) -> Iterator[Found]:
             yield ("clients", index), f"{network} is IPv{network.version}, but the service listens on no such address"
 
 
-def _collide(one: Endpoint, other: Endpoint) -> bool:
+def collide(one: Endpoint, other: Endpoint) -> bool:
+    """Whether nobody can listen at both."""
     same = one.host == other.host or one.host.is_unspecified or other.host.is_unspecified
     return same and one.port == other.port and one.host.version == other.host.version
 
@@ -257,7 +258,7 @@ def check_together(services: Sequence[tuple[int, ServiceConfig]]) -> Iterator[Fo
         for index, at in enumerate(service.listen)
     ]
     for (_, first, owner), (where, second, _) in combinations(listeners, 2):
-        if _collide(first, second):
+        if collide(first, second):
             yield where, f'{second} collides with {first} of service "{owner.name}"'
     for number, service in services:
         for _, at, owner in listeners:

@@ -31,7 +31,7 @@ from ..pi.filter import GROUPS, KNOWN
 from ..pi.policy import CommandName, CommandRule, IPNetwork, Policy
 from .patterns import compile_pattern
 from .tables import CHOICES, ELSEWHERE, SECTIONS, CommandRuleTable, RuleTable, keys
-from .values import AnnounceFrom, HostName, PortSpan
+from .values import AnnounceFrom, HostName, PortSpan, UnixPath
 
 __all__ = ["Found", "Where", "key_path", "read"]
 
@@ -241,6 +241,12 @@ def _rule_table() -> Callable[[object, object], RuleTable]:
     return read
 
 
+def _place(value: object, _: object) -> Endpoint | UnixPath:
+    text = _string(value, '"ADDRESS:PORT" or "unix:PATH"')
+    scheme, colon, path = text.partition(":")
+    return UnixPath(path) if scheme == "unix" and colon else Endpoint.parse(text)
+
+
 def _origin(kind: Any) -> Any:
     return get_origin(kind)
 
@@ -260,6 +266,7 @@ def _converter() -> Converter:
     converter.register_structure_hook_func(lambda kind: kind == IPAddress | AnnounceFrom | None, _announced)
     converter.register_structure_hook_func(lambda kind: kind == IPNetwork, _network)
     converter.register_structure_hook(Endpoint, lambda value, _: Endpoint.parse(_string(value, '"ADDRESS:PORT"')))
+    converter.register_structure_hook_func(lambda kind: kind == Endpoint | UnixPath | None, _place)
     converter.register_structure_hook(PortSpan, _span)
     converter.register_structure_hook(HostName, _host_name)
     converter.register_structure_hook_func(

@@ -21,6 +21,7 @@ from .values import (
     GatewayConfig,
     Limits,
     LogConfig,
+    MetricsConfig,
     PfConfig,
     ProcessConfig,
     ServiceConfig,
@@ -139,7 +140,12 @@ def keys(table: type) -> list[str]:
     return [each.name for each in attrs.fields(table) if each.name not in ELSEWHERE.get(table, ())]
 
 
-GENERAL: dict[str, type] = {"log": LogConfig, "process": ProcessConfig, "control": ControlConfig}
+GENERAL: dict[str, type] = {
+    "log": LogConfig,
+    "metrics": MetricsConfig,
+    "process": ProcessConfig,
+    "control": ControlConfig,
+}
 """The tables that stand beside the services: each is the field of `Config` with its name."""
 
 SECTIONS: dict[str, type] = {

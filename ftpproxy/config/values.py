@@ -26,11 +26,13 @@ __all__ = [
     "IPNetwork",
     "Limits",
     "LogConfig",
+    "MetricsConfig",
     "PfConfig",
     "PortSpan",
     "Problem",
     "ProcessConfig",
     "ServiceConfig",
+    "UnixPath",
 ]
 
 
@@ -234,6 +236,25 @@ class LogConfig:
     """A file for one line a transferred file, in the form of wu-ftpd."""
 
 
+class UnixPath(NamedTuple):
+    """A Unix socket: `"unix:/run/ftpproxy/metrics"` in the file."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@frozen(kw_only=True)
+class MetricsConfig:
+    """`[metrics]`."""
+
+    listen: Endpoint | UnixPath | None = None
+    """Where Prometheus may ask; None: nowhere."""
+    public: bool = False
+    """`listen` may be an address that others reach."""
+
+
 @frozen(kw_only=True)
 class ProcessConfig:
     """`[process]`."""
@@ -264,5 +285,6 @@ class Config:
 
     services: tuple[ServiceConfig, ...]
     log: LogConfig = LogConfig()
+    metrics: MetricsConfig = MetricsConfig()
     process: ProcessConfig = ProcessConfig()
     control: ControlConfig = ControlConfig()

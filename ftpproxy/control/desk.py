@@ -95,8 +95,8 @@ class Desk:
 
     server: Server
     facts: Facts
-    reload: Callable[[], Awaitable[Answer]] | None = None
-    """Raises `Refusal`.  None: there is no file to read again."""
+    reload: Callable[[], Awaitable[Answer]]
+    """Raises `Refusal`."""
 
     async def answer(self, request: Mapping[str, object], peer: Peer) -> object:
         """The result for a request of somebody who may look; a `Watch` for a trace.  Raises `Refusal`."""
@@ -163,8 +163,6 @@ class Desk:
         return {"sessions": len(self.server.guests)}
 
     async def reload_(self) -> Answer:
-        if self.reload is None:
-            raise Refusal("there is no file to read again: the configuration came from the command line", EX_FAILURE)
         return await self.reload()
 
     async def log_level(self, level: object = None) -> Answer:

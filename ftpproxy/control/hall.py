@@ -81,7 +81,7 @@ class Hall:
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                 pass  # gone, or does not read
             except Exception:
-                log.exception("internal error at the control socket; this guest is sent away")
+                log.exception("internal.error")  # this guest of the control socket is sent away
             finally:
                 self._users[peer.uid] -= 1
                 if not self._users[peer.uid]:

@@ -39,7 +39,7 @@ from attrs import frozen
 from ..endpoints import Endpoint, IPAddress
 from ..paths import PathSpec
 
-__all__ = ["ROOT", "Dialect", "RuleError", "RuleOptions", "anchor_name", "native_dialect", "problems", "render"]
+__all__ = ["ROOT", "Dialect", "RuleError", "RuleOptions", "anchor_name", "native_dialect", "problems", "render", "word"]
 
 Dialect = Literal["openbsd", "freebsd"]
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
@@ -168,9 +168,9 @@ def _more(options: RuleOptions) -> str:
     """The options behind the state, which pf takes in any order."""
     words = []
     if options.tag is not None:
-        words.append(f"tag {_word(options.tag)}")
+        words.append(f"tag {word(options.tag)}")
     if options.queue is not None:
-        words.append(f"queue {_word(options.queue)}")
+        words.append(f"queue {word(options.queue)}")
     if options.rtable is not None:
         words.append(f"rtable {options.rtable}")
     if options.label is not None:
@@ -178,7 +178,7 @@ def _more(options: RuleOptions) -> str:
     return "".join(f" {word}" for word in words)
 
 
-def _word(name: str) -> str:
+def word(name: str) -> str:
     """In quotes where pf.conf could read a keyword or a number."""
     return name if _BARE.fullmatch(name) else f'"{name}"'
 

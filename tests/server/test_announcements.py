@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -144,7 +145,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     finally:
         for session in stage.sessions:
             session.close()
-        proxy.terminate()
+        proxy.send_signal(signal.SIGINT)
         proxy.communicate()
         server.close()
         data.close()
@@ -179,7 +180,7 @@ def test_networks_are_told_addresses_of_their_own(stage: Stage) -> None:
 @pytest.mark.netns
 def test_a_source_that_fails_at_the_start_is_an_error_and_no_end(tmp_path: Path, stage: Stage) -> None:
     """Our own address meanwhile."""
-    stage.proxy.terminate()
+    stage.proxy.send_signal(signal.SIGINT)
     stage.proxy.wait()
     stage.path.write_text("")
     with stage.namespace.inside():
@@ -192,7 +193,7 @@ def test_a_source_that_fails_at_the_start_is_an_error_and_no_end(tmp_path: Path,
         again.logs(r" info announce.changed source=file:\S+ announced=198.51.100.9")
         assert again.session("127.0.0.9").passive() == "198.51.100.9"
     finally:
-        proxy.terminate()
+        proxy.send_signal(signal.SIGINT)
         proxy.communicate()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ftplib
 import io
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -119,7 +120,7 @@ users        = "{users}"
         answers("127.0.0.1", port, process)
         yield Place(port, server.server, server.files)
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)
         _, log = process.communicate(timeout=PATIENCE)
         assert b"Traceback" not in log, log.decode()
         assert b"p@ss" not in log
