@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 import selectors
+import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -37,6 +38,9 @@ WRITE = selectors.EVENT_WRITE
 SWEEP_SECONDS = 1.0
 TURNS_A_ROUND = 16
 """Before other tasks (signals, the sweep) get their turn."""
+LINGER_SECONDS = 0.001
+"""How long a round waits for more.  An answer from nearby comes within that time, and is handled without a round of
+trio's scheduler, which costs as much as most events; other tasks wait that much longer."""
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +102,10 @@ class Switchboard:
         """Seconds on a monotonic clock, read once per round; callbacks use it instead of reading a clock."""
         self._sweeps: dict[Callable[[float], None], Callable[[Exception], None]] = {}
         self._soon: list[tuple[Callable[[float], None], Callable[[Exception], None]]] = []
-        self._something_soon = trio.Event()
+        self._behind: list[tuple[Callable[[float], None], Callable[[Exception], None]]] = []
+        self._something_soon: trio.Event | None = None
+        """While there is a task that waits for it."""
+        self._in_round = False
 
     def watch(
         self, fileobj: _HasFileno, callback: Callable[[int], None], on_crash: Callable[[Exception], None]
@@ -116,21 +123,37 @@ class Switchboard:
     def soon(self, callback: Callable[[float], None], on_crash: Callable[[Exception], None]) -> None:
         """Call `callback(now)` in a later turn: for what must not be reported from inside the call that found it."""
         self._soon.append((callback, on_crash))
-        self._something_soon.set()
+        self._wake()
 
-    def turn(self) -> bool:
-        """Handle what is pending now, without waiting; whether there was anything."""
-        pending = self.selector.select(0)
+    def behind(self, callback: Callable[[float], None], on_crash: Callable[[Exception], None]) -> None:
+        """Call `callback(now)` behind everything that is pending: for work that nobody waits for."""
+        self._behind.append((callback, on_crash))
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._in_round and self._something_soon is not None:
+            self._something_soon.set()
+
+    def turn(self, linger: float = 0) -> bool:
+        """Handle what is pending, or within `linger` seconds; whether there was anything."""
+        pending = self.selector.select(linger)
         for key, events in pending:
             watch: Watch = key.data
             if watch.alive and (events := events & watch.events):
                 self.guard(watch.callback, events, watch.on_crash)
         if self._soon:
             self._call_soon()
+        if not pending and self._behind:
+            self._call_behind()
         return bool(pending)
 
     def _call_soon(self) -> None:
         calls, self._soon = self._soon, []  # what these calls ask for has its turn after others
+        for callback, on_crash in calls:
+            self.guard(callback, self.now, on_crash)
+
+    def _call_behind(self) -> None:
+        calls, self._behind = self._behind, []
         for callback, on_crash in calls:
             self.guard(callback, self.now, on_crash)
 
@@ -152,6 +175,20 @@ class Switchboard:
             except Exception:
                 log.exception("internal.error")  # while ending what had an internal error
 
+    def run_alone(self, over: Callable[[], bool]) -> None:
+        """Serve events in this thread, without trio and its tasks, until `over()`: looked at after each turn and at
+        least once a second."""
+        self.now = time.monotonic()
+        sweep_at = self.now + SWEEP_SECONDS
+        while not over():
+            if not (self._soon or self._behind):
+                self.selector.select(max(0.0, sweep_at - self.now))
+            self.now = time.monotonic()
+            self.turn()
+            if self.now >= sweep_at:
+                sweep_at = self.now + SWEEP_SECONDS
+                self.sweep_now(self.now)
+
     async def run(self) -> None:
         """Serve events until cancelled."""
         self.now = trio.current_time()
@@ -165,12 +202,19 @@ class Switchboard:
                     await trio.lowlevel.wait_readable(fileno())
                 else:
                     await trio.sleep(LOOK_SECONDS)
-                self.now = trio.current_time()
-                # Under load there is more by now, and asking costs less than a round of the scheduler.
-                for _ in range(TURNS_A_ROUND):
-                    if not self.turn():
-                        break
-                    self.now = trio.current_time()
+                self._round()
+
+    def _round(self) -> None:
+        self._in_round = True
+        self.now = trio.current_time()
+        for _ in range(TURNS_A_ROUND):
+            if not self.turn(LINGER_SECONDS):
+                break
+            self.now = trio.current_time()
+        self._call_behind()
+        self._in_round = False
+        if self._soon or self._behind:
+            self._wake()
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -180,10 +224,13 @@ class Switchboard:
     async def _soon_forever(self) -> None:
         """Calls that were asked for outside a turn wake the board up; within one, `turn` itself gets to them."""
         while True:
-            await self._something_soon.wait()
             self._something_soon = trio.Event()
+            if self._soon or self._behind:
+                self._something_soon.set()
+            await self._something_soon.wait()
             self.now = trio.current_time()
             self._call_soon()
+            self._call_behind()
 
     def close(self) -> None:
         self.selector.close()

@@ -35,9 +35,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -45,6 +43,10 @@ from .netfilter import TABLE, NetfilterError, NoPermission, has_table
 
 __all__ = ["FIREWALL_MARK", "MARK", "PLANE_TABLE", "Claim", "load_table", "may_load", "remove_table"]
 
+NEEDED = "nftables 0.9.5, and Linux 5.7,"
+"""For counters of set elements, the youngest of what our rules use."""
+MOST_SAID = 300
+"""Characters of what nft said: one word that it does not know is followed by many complaints."""
 CAP_NET_ADMIN = 12
 """linux/capability.h"""
 MARK = 0x200000
@@ -156,8 +158,10 @@ class Claim:
 
     NAME = b"\0ftpproxy"
 
-    def __init__(self, *, share: bool = False) -> None:
+    def __init__(self, *, share: bool = False, leave: bool = False) -> None:
+        """`leave` is for processes of one session: the table of an earlier one is used, and left to the next."""
         self._loaded = False
+        self._leave = leave
         self._lock: socket.socket | None = None
         if not self._taken() and not share:
             raise NetfilterError(
@@ -190,8 +194,10 @@ class Claim:
             if time.monotonic() >= until:
                 raise NetfilterError(f"table inet {TABLE} belongs to another ftpproxy, which has not loaded it")
             time.sleep(0.02)
+        if self._leave and has_table(TABLE):
+            return
         load_table()
-        self._loaded = True
+        self._loaded = not self._leave
 
     def close(self) -> None:
         """Remove the table if we loaded it, and give the right back.  Raises `NetfilterError`."""
@@ -227,6 +233,9 @@ def remove_table() -> None:
 
 
 def _nft(text: str) -> None:
+    import shutil  # seldom needed by a process of one session, which has to start fast
+    import subprocess
+
     program = shutil.which("nft", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if program is None:
         raise NetfilterError("the program nft was not found; install nftables (Debian: apt install nftables)")
@@ -245,6 +254,18 @@ def _nft(text: str) -> None:
         raise NoPermission("changing nftables needs CAP_NET_ADMIN: run this as root, or give it the capability")
     if "cache initialization failed" in said or "Protocol not supported" in said:
         raise NetfilterError(f"this kernel has no nftables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET; nft: {said})")
+    if "syntax error" in said:
+        raise NetfilterError(
+            f"{_version(program)} does not understand our table; {NEEDED} or newer is needed (nft: {said[:MOST_SAID]})"
+        )
     if "No such file or directory" in said or "not supported" in said:
         raise NetfilterError(f"this kernel lacks a part of nftables (CONFIG_NFT_NAT, CONFIG_NF_NAT; nft: {said})")
     raise NetfilterError(f"nft failed with exit code {done.returncode}: {said}")
+
+
+def _version(program: str) -> str:
+    """How `nft` calls itself."""
+    import subprocess
+
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "this nft"

@@ -97,6 +97,8 @@ def test_rules_in_forward_mode_need_clients(tmp_path: Path) -> None:
         (["rules", GOOD, "--apply"], f"did you mean -c {GOOD}?"),
         (["lab", "--nonsense"], "unknown option --nonsense"),
         (["lab", "demo", "--no-proxy"], "leave out --no-proxy"),
+        (["lab", "--planes", "nft", "demo", "--no-proxy"], "leave out --no-proxy"),
+        (["lab", "--planes", "nft,pf", "demo"], "pf: choose from nft and relay"),
         (["lab", "curl", "-sS", "ftp://x"], "put -- before COMMAND: ftpproxy lab -- curl -sS ftp://x"),
         (
             ["lab", "--topology", "both", "curl", "-P", "-", "ftp://x"],

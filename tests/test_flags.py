@@ -120,7 +120,7 @@ def test_flags_about_pf(short: str, long: str, keys: dict[str, str], monkeypatch
 def test_every_flag_has_its_case() -> None:
     tested = {word for short, long, _ in CASES + OF_PF for word in shlex.split(f"{short} {long}") if word[0] == "-"}
     known = {option for action in _parser()._actions for option in action.option_strings}
-    assert known - tested == {"-h", "--help", "--version", "--show"}
+    assert known - tested == {"-h", "--help", "--version", "--show", "--inetd"}
     assert {option[1] for option in known if len(option) == 2} - {"h"} == set("6AabDdmPpqRrTtv")
 
 

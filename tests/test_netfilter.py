@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
 from pyroute2.netlink.nfnetlink.nftsocket import (
     NFT_MSG_DELSETELEM,
     NFT_MSG_GETSETELEM,
+    NFT_MSG_GETTABLE,
     NFT_MSG_NEWSETELEM,
     nft_set_elem_list_msg,
+    nft_table_msg,
 )
 
 from ftpproxy.endpoints import Endpoint
@@ -36,8 +39,8 @@ from ftpproxy.netfilter import (
     has_table,
     of_path,
 )
-from ftpproxy.nfmessages import pack_batch, pack_questions
-from ftpproxy.table import Claim, load_table, remove_table
+from ftpproxy.nfmessages import pack_batch, pack_questions, pack_table_question
+from ftpproxy.table import PLANE_TABLE, Claim, load_table, remove_table
 
 from .intercept.namespaces import Namespace
 
@@ -137,6 +140,15 @@ def test_packed_as_pyroute2_reads_it(elements: list[Element], add: bool, sequenc
         assert len(attributes) == (1 if not add else 3 if element.data else 2)
 
 
+def test_the_question_about_a_table_as_pyroute2_reads_it() -> None:
+    message = nft_table_msg(pack_table_question("ftpproxy", sequence=7))
+    message.decode()
+    assert message["header"]["type"] == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE
+    assert (message["header"]["flags"], message["header"]["sequence_number"]) == (NLM_F_REQUEST, 7)
+    assert message["nfgen_family"] == NFPROTO_INET
+    assert message.get_attr("NFTA_TABLE_NAME") == "ftpproxy"
+
+
 @given(some_elements(), st.integers(0, 2**31))
 def test_questions_as_pyroute2_reads_them(elements: list[Element], sequence: int) -> None:
     """A question has a key and nothing else, and no flag that would make it a dump."""
@@ -192,6 +204,27 @@ def test_the_kernel_reads_what_was_meant(table: Namespace) -> None:
             assert said_data == data
         elements.remove(*(element for element, _, _ in EACH))
     assert listed(table) == {name: [] for name in MAPS}
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(("client", "server"), [(CLIENT4, SERVER4), (CLIENT6, SERVER6)], ids=["IPv4", "IPv6"])
+def test_the_kernel_reads_what_was_meant_for_a_path(table: Namespace, client: Any, server: Any) -> None:
+    """Each kind of element of a path that the kernel carries, with its data, its time and its counter."""
+    at, to = Endpoint(server, 50021), Endpoint(server, 258)
+    kinds = ("once", "forth", "back", "forth_end", "back_end")
+    with Elements() as elements:
+        elements.add(carried(client, at, to, seconds=7), *(of_path(kind, client, at, seconds=8) for kind in kinds))
+    ((key, data),) = listed(table)[f"carried{server.version}"]
+    assert key["elem"]["val"] == {"concat": [str(client), str(server), 50021]}
+    assert key["elem"]["timeout"] == 7
+    assert data == {"concat": [str(server), 258]}
+    answer = json.loads(table.run("nft", "-j", "list", "table", "inet", "ftpproxy"))["nftables"]
+    sets = {item["set"]["name"]: item["set"].get("elem", []) for item in answer if "set" in item}
+    for kind in kinds:
+        ((element),) = (each["elem"] for each in sets[f"{kind}{server.version}"])
+        assert element["val"] == {"concat": [str(client), str(server), 50021]}
+        assert element["timeout"] == 8
+        assert ("counter" in element) == (kind != "once")
 
 
 @pytest.mark.netns
@@ -326,15 +359,27 @@ def test_no_nft(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
         load_table()
 
 
+STAND_IN = """\
+#!/bin/sh
+[ "$1" = --version ] && echo 'nftables v0.8.2 (Joe Btfsplk)' && exit
+cat >/dev/null
+echo "/dev/stdin:1:2-3: Error: Could not process rule: $SAY" >&2
+exit 1
+"""
+"""An nft of old, that complains of what it is told."""
+
+
 def test_nft_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """What nft says of a kernel that lacks a part ends up in the sentence."""
     program = tmp_path / "nft"
-    program.write_text(
-        "#!/bin/sh\ncat >/dev/null\necho 'x:1:2-3: Error: Could not process rule: '\"$SAY\" >&2\nexit 1\n"
-    )
+    program.write_text(STAND_IN)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     for said, sentence in (
+        (
+            "syntax error, unexpected counter",
+            r"nftables v0.8.2 \(Joe Btfsplk\) does not .* 0.9.5, .* or newer is needed",
+        ),
         ("Operation not permitted", "changing nftables needs CAP_NET_ADMIN: run this as root"),
         ("No such file or directory", "CONFIG_NFT_NAT"),
         ("Operation not supported", "CONFIG_NFT_NAT"),
@@ -343,6 +388,43 @@ def test_nft_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
         monkeypatch.setenv("SAY", said)
         with pytest.raises(NetfilterError, match=sentence):
             load_table()
+
+
+@pytest.mark.netns
+def test_a_kernel_that_refuses(gateway: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this kernel does not do (NAT before connection tracking), said by the kernel itself."""
+    monkeypatch.setattr("ftpproxy.table.PLANE_TABLE", PLANE_TABLE.replace("priority dstnat - 1", "priority -300"))
+    with pytest.raises(NetfilterError, match=r"this kernel lacks a part of nftables .*not supported"):
+        load_table()
+    assert gateway.run("nft", "list", "ruleset") == ""
+
+
+@pytest.mark.netns
+def test_an_old_nft_ends_the_start_with_a_sentence(gateway: Namespace, tmp_path: Path) -> None:
+    program, config = tmp_path / "nft", tmp_path / "ftpproxy.toml"
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    config.write_text(
+        """[[service]]
+        name = "server"
+        mode = "reverse"
+        listen = ["127.0.0.1:2121"]
+        intercept = "none"
+        servers = ["192.0.2.1:21"]
+        planes = ["nft"]
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "ftpproxy", "serve", "-c", str(config)],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SAY": "syntax error, unexpected counter"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 69
+    assert "ftpproxy: nftables v0.8.2 (Joe Btfsplk) does not understand our table; nftables 0.9.5" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.netns

@@ -140,7 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises `SystemExit` where argparse does: after --help and --version, and with 64 for a wrong usage.
     """
     try:
-        code = _run(sys.argv[1:] if argv is None else argv)
+        words = sys.argv[1:] if argv is None else argv
+        if "--inetd" in words:
+            from ..inetd import apart
+
+            return apart(lambda: _run(words))
+        code = _run(words)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

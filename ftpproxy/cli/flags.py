@@ -125,12 +125,15 @@ def add_flags(parser: Parser) -> None:
         help="end a session that is idle for so long (86400); 0: never",
     )
     flag("-v", "--verbose", action="count", help="pf: log the data connections' first packets; -vv: all packets")
+    parser.add_argument(
+        "--inetd", action="store_true", help="serve one session on descriptor 0, as inetd(8) starts it, and end with it"
+    )
     parser.add_argument("--show", action="store_true", help="print the flags as a configuration file and end")
 
 
 NAMES = {"listen": "listen", "server": "servers"}
 """Options whose field of `Flags` has another name."""
-OURS = ("show",)
+OURS = ("inetd", "show")
 """Options that are no field: they are about this process."""
 
 
@@ -161,6 +164,10 @@ def run(parser: Parser, arguments: argparse.Namespace) -> int:
 
         print(show(config), end="")
         return os.EX_OK
+    if arguments.inetd:
+        from ..inetd import serve
+
+        return serve(config)
     return _serve(config, ignored(written), foreground=written.foreground)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .. import advice, netfilter, rules
+from .. import advice, netfilter, process, rules
 from .. import log as logs
 from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
@@ -29,6 +29,7 @@ from ..control.desk import Desk, Facts
 from ..control.hall import Hall
 from ..doors import Doors
 from ..errands import Errands
+from ..gates import open_lookup
 from ..log import event
 from ..passwords import BadUsersFile
 from ..pf import EngineError
@@ -40,10 +41,10 @@ from ..switchboard import Switchboard
 from ..table import Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
-from . import monitoring, process
+from . import monitoring
 from .control import open_control
 from .reload import Reload
-from .services import Shared, compose, open_lookup
+from .services import Shared, compose
 
 if TYPE_CHECKING:
     from ..pf.client import Engine
@@ -143,7 +144,7 @@ async def _serve(
     errands = Errands(board)
     xferlog = _xferlog(config)
     doors = Doors(board)
-    lookup = open_lookup(config)
+    lookup = open_lookup(config.services)
     shared = Shared(board, doors, elements, engine, announcer, errands, xferlog, lookup)
     services = [compose(service, shared) for service in config.services]
     server = Server(board, services, errands, announcer=announcer)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from .. import netfilter
 from ..announce import OWN, Announcements, Announcer, File, Interface, Name, Told
-from ..config import Announce, AnnounceFrom, Config, GatewayConfig, ServiceConfig
+from ..config import Announce, AnnounceFrom, GatewayConfig, ServiceConfig
 from ..doors import Doors
 from ..dtp.nft import NftPlane
 from ..dtp.plane import DataPlane
 from ..dtp.relay import RelayPlane
 from ..endpoints import Side
 from ..errands import Errands
-from ..intercept.direct import DirectGate
+from ..gates import element_seconds, gate_of
 from ..intercept.interceptor import Gate, PortRange
-from ..intercept.linux import AutoGate, RedirectGate, TproxyGate
-from ..intercept.pf import DivertGate, Lookup, RdrGate
+from ..intercept.pf import Lookup
 from ..passwords import Users
-from ..pf.natlook import DevPf, native_layout
 from ..pi.destinations import Destinations
 from ..pi.wishes import LoginSettings
 from ..reception import Gateway
@@ -33,7 +30,7 @@ from ..xferlog import Xferlog
 if TYPE_CHECKING:
     from ..pf.client import Engine
 
-__all__ = ["Shared", "compose", "open_lookup"]
+__all__ = ["Shared", "compose"]
 
 
 @frozen
@@ -55,7 +52,7 @@ class Shared:
 
 def compose(config: ServiceConfig, shared: Shared) -> Service:
     """Raises `BadUsersFile`."""
-    gate = _gate(config, shared)
+    gate = gate_of(config, shared.doors, shared.elements, shared.lookup)
     return Service(
         terms=Terms(
             service=config.name,
@@ -133,7 +130,7 @@ def _planes(config: ServiceConfig, gate: Gate, shared: Shared) -> list[DataPlane
                     shared.doors,
                     data_setup=timeouts.data_setup,
                     data_idle=timeouts.data_idle,
-                    seconds=_element_seconds(config),
+                    seconds=element_seconds(config),
                 )
             )
         elif name == "pf":
@@ -167,44 +164,3 @@ def _pf_plane(config: ServiceConfig, ports: PortRange, shared: Shared) -> DataPl
         data_setup=timeouts.data_setup,
         data_idle=timeouts.data_idle,
     )
-
-
-def _element_seconds(config: ServiceConfig) -> float:
-    """An element must outlive the longest that a data connection may take to come up: once before its transfer command,
-    once behind it."""
-    return max(netfilter.ELEMENT_SECONDS, 2 * config.timeouts.data_setup + 60)
-
-
-def _gate(config: ServiceConfig, shared: Shared) -> Gate:
-    gate = _plain_gate(config, shared)
-    if not config.firewall_mark:
-        return gate
-    from ..intercept.marking import MarkingGate
-
-    assert shared.elements is not None
-    return MarkingGate(gate, shared.elements, seconds=_element_seconds(config))
-
-
-def _plain_gate(config: ServiceConfig, shared: Shared) -> Gate:
-    redirection = config.redirection_on(sys.platform)
-    if config.intercept == "auto" and sys.platform == "linux":
-        return AutoGate(shared.elements, shared.doors, seconds=_element_seconds(config))
-    if redirection == "tproxy":
-        return TproxyGate(shared.doors)
-    if redirection == "redirect":
-        assert shared.elements is not None
-        return RedirectGate(shared.elements, shared.doors, seconds=_element_seconds(config))
-    if redirection == "rdr":
-        assert shared.lookup is not None
-        return RdrGate(shared.lookup, shared.doors, called_directly=config.mode == "reverse")
-    if redirection == "divert":
-        return DivertGate(shared.doors)
-    return DirectGate(shared.doors)
-
-
-def open_lookup(config: Config) -> DevPf | None:
-    """What `rdr` needs, opened while we may; None where no service has it.  Raises `NatlookError`."""
-    layout = native_layout(sys.platform)
-    if layout is None or all(service.redirection_on(sys.platform) != "rdr" for service in config.services):
-        return None
-    return DevPf(layout)

@@ -126,14 +126,7 @@ class NftPath:
         if self._over or self._settled:
             return
         self._settled = True
-        self._look()
-        if not self._up:  # came and went while the table was gone, perhaps
-            self._plane.elements.check()
-            self._up = self._plane.elements.reloads != self._reloads_before
-        if not self._up or self._ended:
-            self._plane.board.soon(self._conclude, self.crashed)
-        else:
-            self._stop_awaiting()
+        self._plane.board.behind(self._conclude, self.crashed)
 
     def so_far(self) -> Tally | None:
         now = self._plane.board.now
@@ -244,11 +237,20 @@ class NftPath:
     # The end
 
     def _conclude(self, now: float) -> None:
-        """Settled, and nothing more will come."""
-        if not self._over and self._settled:
+        """Settled: look whether anything more can come."""
+        if self._over or not self._settled:
+            return
+        self._look()
+        if not self._up:  # came and went while the table was gone, perhaps
+            self._plane.elements.check()
+            self._up = self._plane.elements.reloads != self._reloads_before
+        if not self._up:
             text = f"no data connection came from the {self._caller}"
-            missing = Reason(Code.DATA_MISSING, text, side=self._caller, at=self.announced[self._caller])
-            self._end(None, "" if self._up else missing)
+            self._end(None, Reason(Code.DATA_MISSING, text, side=self._caller, at=self.announced[self._caller]))
+        elif self._ended:
+            self._end(None, "")
+        else:
+            self._stop_awaiting()
 
     def _end(self, failed: Side | None, why: str) -> None:
         if self._over:

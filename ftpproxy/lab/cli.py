@@ -31,9 +31,11 @@ SIGNALLED = 128
 
 TOPOLOGIES = {"client": Topology.CLIENT_NAT, "server": Topology.SERVER_NAT, "both": Topology.BOTH_NAT}
 
+_RELAY = ("relay",)
+
 USAGE = """\
-%(prog)s [--topology WHO] [--intercept HOW] [--no-proxy] [-- COMMAND ...]
-       %(prog)s demo"""
+%(prog)s [--topology WHO] [--intercept HOW] [--planes LIST] [--no-proxy] [-- COMMAND ...]
+       %(prog)s [--planes LIST] demo"""
 
 DESCRIPTION = """\
 Build a network in namespaces of this machine: a client, a gateway with NAT and a firewall (or one in front of each
@@ -44,6 +46,7 @@ a kernel that lets them have namespaces (unshare -Urnm); root needs nothing."""
 EPILOG = """\
 examples:
   ftpproxy lab demo                              every mode through every NAT, without the proxy and with it
+  ftpproxy lab --planes nft demo                 the same, the data carried by the kernel
   ftpproxy lab                                   a shell on a client behind NAT
   ftpproxy lab --no-proxy -- curl -P - ftp://198.51.100.21/    active mode, and how it fails
   ftpproxy lab --topology both --intercept redirect -- curl -P - ftp://198.51.100.2/
@@ -77,15 +80,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how the clients' gateway brings connections to the proxy (default: tproxy)",
     )
     parser.add_argument(
+        "--planes",
+        type=_planes,
+        metavar="LIST",
+        help="who carries the data: relay (default), nft, or nft,relay, the first that can",
+    )
+    parser.add_argument(
         "command", nargs="*", metavar="demo | -- COMMAND", help="the demonstration, or what to run on the client"
     )
+
+
+def _planes(text: str) -> tuple[str, ...]:
+    planes = tuple(text.split(","))
+    if unknown := set(planes) - {"nft", "relay"}:
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from nft and relay")
+    return planes
 
 
 def complaint(args: argparse.Namespace, unknown: Sequence[str], argv: Sequence[str]) -> str | None:
     """What is wrong with `argv`, the words behind `lab`, of which `args` and `unknown` were understood and not."""
     if args.command == ["demo"]:
         if (args.topology, args.proxy, args.intercept) != (None, None, None):
-            idle = [word for word in argv if word.startswith("--")]
+            idle = [word for word in argv if word.startswith("--") and not word.startswith("--planes")]
             return f"demo goes through all of that by itself: leave out {', '.join(idle)}"
     elif args.command and ("--" not in argv or list(argv[argv.index("--") + 1 :]) != args.command):
         at = argv.index(args.command[0])
@@ -116,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         return UNAVAILABLE
     for name in sweep():
         print(f"ftpproxy lab: removed {name}, left over from a lab that was killed", file=sys.stderr)
-    return _told(demonstrate if demo else lambda: _open(args))
+    return _told(lambda: demonstrate(args.planes or _RELAY) if demo else _open(args))
 
 
 def _path() -> str:
@@ -148,7 +164,7 @@ def _open(args: argparse.Namespace) -> int:
         stack.enter_context(FtpServer(lab.server, os.urandom(OCTETS)))
         proxies = {}
         if args.proxy is not False:
-            for side, config in configs(lab, args.intercept or "tproxy"):
+            for side, config in configs(lab, args.intercept or "tproxy", args.planes or _RELAY):
                 proxies[side] = stack.enter_context(Proxy(lab.gateways[side], config))
         command = args.command or [os.environ.get("SHELL", "/bin/sh")]
         if not args.command:

@@ -164,8 +164,11 @@ def _cells(
     return cells
 
 
-def demonstrate() -> int:
-    """Print the table; 0 if every cell is as it must be, else 1.  Raises `LabError` if there can be no lab."""
+def demonstrate(planes: Sequence[str] = ("relay",)) -> int:
+    """Print the table, with the proxies' data on `planes`; 0 if every cell is as it must be, else 1.
+
+    Raises `LabError` if there can be no lab.
+    """
     say(f"Each case is a RETR and a STOR of {OCTETS >> 20} MiB, compared by SHA-256. Each line builds a network anew:")
     table: dict[tuple[Topology, Row], list[Cell | None]] = {}
     logs = []
@@ -176,7 +179,7 @@ def demonstrate() -> int:
             else:
                 say(f"  {topology}, {_step(topology, intercept)} ... ", end="")
                 started = time.monotonic()
-                cells, log = survey(topology, intercept)
+                cells, log = survey(topology, intercept, planes=planes)
                 say(_summary(cells.values(), time.monotonic() - started))
                 if not all(cell.as_expected for cell in cells.values()):
                     logs.append(f"{topology}, {title}:\n{log}")

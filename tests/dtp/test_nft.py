@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import select
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +24,7 @@ from ftpproxy.endpoints import Endpoint, IPAddress, Side, parse_address
 from ftpproxy.intercept.interceptor import PortRange
 from ftpproxy.netfilter import Elements
 from ftpproxy.paths import Await, Call, Direction, PathSpec, Tally
-from ftpproxy.sockets import close_with_reset
+from ftpproxy.sockets import bound, close_with_reset
 from ftpproxy.switchboard import Switchboard
 from ftpproxy.table import PLANE_TABLE, load_table, remove_table
 
@@ -488,3 +492,54 @@ def test_everything_has_a_time(stage: Stage, family: Family) -> None:
     assert len(stage.left()) == 7
     until(lambda: stage.left() == [], "elements that outlive their time")
     plane.close()
+
+
+@pytest.mark.netns
+def test_killed_in_the_middle(stage: Stage, family: Family) -> None:
+    """Item 103: nobody takes anything down; the transfer is completed, and in time nothing is left of it."""
+    seconds = 1.5
+    words = (seconds, family.client, family.server, Endpoint(family.server, PROMISED), family.outside)
+    command = [sys.executable, "-m", "tests.dtp.nft_process", *map(str, words)]
+    with stage.world.gateway.inside():
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with process, listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener:
+        try:
+            assert process.stdout is not None
+            at = Endpoint.parse(process.stdout.readline().strip())
+            client = connect(stage.world.client, at, family.client)
+            with client, accept(listener) as server:
+                talk(client, server)
+                assert stage.left() != []
+                process.kill()
+                process.wait()
+                carry(server, client, 8 << 20)
+                until(lambda: stage.left() == [], "elements that outlive their time")
+                client.sendall(b"and on")
+                assert server.recv(100) == b"and on"
+        finally:
+            process.kill()
+
+
+@pytest.mark.netns
+def test_a_call_may_have_to_come_again(stage: Stage, family: Family) -> None:
+    """A SYN that a filter drops, or that meets a connection of old at the server, comes again as a new connection."""
+    gateway = stage.world.gateway
+    path, owner = stage.open(passive(family))
+    at = path.announced[Side.CLIENT]
+    gateway.run("nft", "insert", "rule", "inet", "filter", "forward", "ct", "status", "dnat", "drop")
+    with listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener:
+        with stage.world.client.inside():
+            client = bound(Endpoint(family.client, 0))
+        with client:
+            assert client.connect_ex(at.sockaddr()) == errno.EINPROGRESS
+            until(lambda: f"once{family.version}" not in stage.left(), "the call takes its element")
+            gateway.run("nft", "flush", "chain", "inet", "filter", "forward")
+            gateway.run("nft", "-f", "-", text=ADMINISTRATOR)
+            with accept(listener) as server:  # when the SYN has come again, after a second
+                server.sendall(b"x")
+                until(lambda: select.select([client], [], [], WAIT)[0], "it is up")
+                assert client.recv(10) == b"x"
+                until(lambda: f"calling{family.version}" not in stage.left(), "an answered call is forgotten")
+                assert refused(stage.world.client, at, family.client), "another call is a second one"
+    path.close()
+    assert owner.failures == []

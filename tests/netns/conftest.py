@@ -67,14 +67,15 @@ class Deployments:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._built: dict[tuple[str, str], Deployment] = {}
-        self._used: set[tuple[str, str]] = set()
+        self._built: dict[tuple[str, str, str], Deployment] = {}
+        self._used: set[tuple[str, str, str]] = set()
 
-    def __call__(self, kind: str, server: str = "vsftpd") -> Deployment:
-        if (kind, server) not in self._built:
-            self._built[kind, server] = self._stack.enter_context(Deployment(kind, server))
-        self._used.add((kind, server))
-        return self._built[kind, server]
+    def __call__(self, kind: str, server: str = "vsftpd", plane: str = "relay") -> Deployment:
+        which = kind, server, plane
+        if which not in self._built:
+            self._built[which] = self._stack.enter_context(Deployment(kind, server, planes=[plane]))
+        self._used.add(which)
+        return self._built[which]
 
     def check(self) -> None:
         """Hold the deployments that the test used against what they were before the first client."""

@@ -111,6 +111,10 @@ class Deployment:
         """How many transfers each session had that ended after the first `since` characters of the proxy's log."""
         return [int(count) for count in re.findall(r" session\.close .* transfers=(\d+)", self.proxy.log[since:])]
 
+    def carried_by(self, since: int) -> set[str]:
+        """The planes that carried the transfers behind the first `since` characters of the proxy's log."""
+        return set(re.findall(r" transfer .* plane=(\w+)", self.proxy.log[since:]))
+
     def check_nothing_left(self) -> None:
         """The gateway is as before the first client; connections that are being closed get a moment."""
         try:

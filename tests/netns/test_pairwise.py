@@ -24,11 +24,14 @@ def test_every_pair_is_there() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_transfers(deployments: Deployments, row: Combination) -> None:
+@pytest.mark.parametrize("plane", ["relay", "nft"])
+def test_transfers(deployments: Deployments, plane: str, row: Combination) -> None:
     """Items 77, 81, 83, 95, 97: list, get, put, resume, ten in a session and two sessions at once, by checksum."""
-    deployment = deployments(row.deployment, row.server)
+    deployment = deployments(row.deployment, row.server, plane)
+    seen = len(deployment.proxy.log)
     with deployment.explained():
         exercise(deployment, CLIENTS[row.client], row.mode, row.version)
+    assert deployment.carried_by(seen) == {plane}
 
 
 @pytest.mark.parametrize("row", singles(ROWS), ids=str)

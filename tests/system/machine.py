@@ -7,6 +7,7 @@ that is written into it in memory only.  The package is installed into it as an 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,11 +76,21 @@ class Machine:
         if self._nspawn.poll() is not None:
             raise AssertionError("systemd-nspawn has ended")
         if not self._leader:
-            children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
-            self._leader = int(children[0]) if children else 0
+            self._leader = self._first_process()
             return False
         state = self.run("systemctl", "is-system-running", check=False).strip()
         return state in ("running", "degraded")
+
+    def _first_process(self) -> int:
+        """The child that is number 1 of its own process namespace; 0 if there is none yet."""
+        for child in Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split():
+            try:
+                numbers = re.search(r"(?m)^NSpid:(.*)", Path("/proc", child, "status").read_text())
+            except OSError:
+                continue  # one that only prepared something
+            if numbers is not None and numbers[1].split()[1:] == ["1"]:
+                return int(child)
+        return 0
 
     def run(self, *argv: str, check: bool = True, input: str | None = None) -> str:
         """What `argv` prints in there, both streams."""

@@ -8,10 +8,10 @@ import socket
 import sys
 from collections.abc import Iterable
 
-from ..activation import Inherited
-from ..config import Config, ServiceConfig
-from ..log import event
-from ..privileges import Capability, become, find, has_other_users
+from .activation import Inherited
+from .config.values import Config, ServiceConfig
+from .log import event
+from .privileges import Capability, become, find, has_other_users
 
 __all__ = ["NoSuchUser", "drop_privileges", "given", "needed"]
 
