@@ -53,6 +53,7 @@ class Carriage:
     """The paths of one session."""
 
     __slots__ = (
+        "_accounted",
         "_board",
         "_carried",
         "_fell_back",
@@ -62,7 +63,6 @@ class Carriage:
         "_principal",
         "_terms",
         "_transfer",
-        "transfers",
     )
 
     def __init__(
@@ -81,8 +81,7 @@ class Carriage:
         """What the server owes its word about."""
         self._carried: dict[Path, Carried] = {}
         self._fell_back = False
-        self.transfers = 0
-        """How many were accounted for."""
+        self._accounted = 0
 
     def __len__(self) -> int:
         """Paths that are alive."""
@@ -103,6 +102,11 @@ class Carriage:
     def planes(self) -> Iterator[str]:
         """The plane of each path that is alive."""
         return (carried.plane for carried in self._carried.values())
+
+    @property
+    def transfers(self) -> int:
+        """How many there were: those that were accounted for, and those that the server is done with."""
+        return self._accounted + sum(carried.positive is not None for carried in self._carried.values())
 
     @property
     def undecided(self) -> bool:
@@ -263,7 +267,7 @@ class Carriage:
         """A data connection has carried, and all is known of it."""
         if self._transfer is carried:
             self._transfer = None
-        self.transfers += 1
+        self._accounted += 1
         client = self._principal.client
         assert carried.tally is not None
         tally, direction, code = carried.tally, carried.direction, carried.code

@@ -184,6 +184,9 @@ async def _serve(
             await _run(server, orders, engine, board)
             nursery.cancel_scope.cancel()
         vitals.stopping("stopping")
+        if engine is not None and engine.over:
+            event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
+            raise EngineError(f"{engine.over}; the service cannot go on without it")
     finally:
         if address is not None:
             address.close()
@@ -204,16 +207,11 @@ async def _serve(
 
 
 async def _run(server: Server, orders: Orders, engine: Engine | None, board: Switchboard) -> None:
-    """Serve, as long as there is the engine that some services need.  Raises `EngineError`."""
-    if engine is None:
-        await server.run(orders)
-        return
+    """Serve, until a signal or the end of the engine that some services need."""
     with trio.CancelScope() as scope:
-        engine.attach(board, lambda _: scope.cancel())
+        if engine is not None:
+            engine.attach(board, lambda _: scope.cancel())
         await server.run(orders)
-    if engine.over:
-        event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
-        raise EngineError(f"{engine.over}; the service cannot go on without it")
 
 
 def _xferlog(config: Config) -> Xferlog | None:

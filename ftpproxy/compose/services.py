@@ -161,6 +161,7 @@ def _pf_plane(config: ServiceConfig, ports: PortRange, shared: Shared) -> DataPl
         rules,
         ports,
         shared.board,
+        shared.doors,
         data_setup=timeouts.data_setup,
         data_idle=timeouts.data_idle,
     )

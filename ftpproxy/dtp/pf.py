@@ -18,10 +18,11 @@ connection lives until both ends have closed it, or as long as pf's time-outs le
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from attrs import evolve, frozen
 
+from ..doors import Doors
 from ..endpoints import ANY_PORT, Endpoint, IPAddress, Side
 from ..intercept.interceptor import PortRange
 from ..log import event
@@ -57,7 +58,7 @@ MOST_TRIES = 500
 log = logging.getLogger(__name__)
 
 
-@frozen
+@frozen(eq=False)
 class _Place:
     """What of a path no other path of this caller may have."""
 
@@ -65,6 +66,7 @@ class _Place:
     at: Endpoint
     to: Endpoint
     caller: Side
+    release: Callable[[], None]
 
 
 class PfPending(Pending):
@@ -269,6 +271,7 @@ class PfPlane:
         rules: RuleOptions,
         ports: PortRange,
         board: Switchboard,
+        doors: Doors,
         *,
         data_setup: float = DATA_SETUP,
         data_idle: float = DATA_IDLE,
@@ -280,7 +283,7 @@ class PfPlane:
         self._rules = rules
         self._ports = ports
         self._paths: AlivePaths[PfPending | PfPath] = AlivePaths(board)
-        self._awaited: set[tuple[IPAddress, Endpoint]] = set()
+        self._doors = doors
         self._led: dict[tuple[IPAddress, Endpoint], PfPending | PfPath] = {}
 
     def __len__(self) -> int:
@@ -322,8 +325,8 @@ class PfPlane:
             render(whole, options)  # the engine would refuse it
         except RuleError as error:
             return _unsuited(str(error))
-        pending = PfPending(self, _Place(leg.peer, at, call.to, caller), owner)
-        self._awaited.add((leg.peer, at))
+        place = _Place(leg.peer, at, call.to, caller, self._doors.reserve(at, leg.peer))
+        pending = PfPending(self, place, owner)
         self._led[leg.peer, call.to] = pending
         self._paths.add(pending)
         pending.number = self.engine.load(whole, options, pending.answered, pending.crashed)
@@ -333,7 +336,7 @@ class PfPlane:
         """Where no other path awaits this peer."""
         ports = (leg.at.port,) if leg.at.port != ANY_PORT else self._ports.once_round(MOST_TRIES)
         ends = map(leg.at.at, ports)
-        return next((at for at in ends if (leg.peer, at) not in self._awaited), None)
+        return next((at for at in ends if not self._doors.taken(at, leg.peer)), None)
 
     def stands(self, pending: PfPending, place: _Place, path: PfPath) -> None:
         """Rules were loaded: from here on it is a path."""
@@ -344,7 +347,7 @@ class PfPlane:
     def forget(self, which: PfPending | PfPath, place: _Place) -> None:
         """It is over, and nothing stands."""
         self._paths.forget(which)
-        self._awaited.discard((place.peer, place.at))
+        place.release()
         self._led.pop((place.peer, place.to), None)
 
     def take_down(self, which: PfPending | PfPath, place: _Place, number: int) -> None:

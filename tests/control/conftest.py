@@ -95,17 +95,18 @@ class Stage:
     """What a test has."""
 
     def __init__(self, stack: ExitStack, server: FtpServer, at: Endpoint, more: str = "") -> None:
-        self._stack = stack
+        self.guests = stack
+        """Closes clients and callers."""
         self.ftp = server
         self.at = at
         config = reverse([str(at)], map(str, server.endpoints)) + more
         self.proxy = stack.enter_context(Proxy(Loopback(), config))
 
     def client(self) -> Client:
-        return self._stack.enter_context(Client(self.at))
+        return self.guests.enter_context(Client(self.at))
 
     def caller(self) -> Caller:
-        return self._stack.enter_context(Caller(str(self.proxy.socket)))
+        return self.guests.enter_context(Caller(str(self.proxy.socket)))
 
     def ask(self, command: str, **arguments: object) -> Any:
         with Caller(str(self.proxy.socket)) as caller:
@@ -136,6 +137,29 @@ def ftp_server() -> Iterator[FtpServer]:
         yield server
 
 
+def new_stage(stack: ExitStack, server: FtpServer, more: str = "") -> Stage:
+    return Stage(stack, server, Endpoint.parse(f"127.0.0.1:{free_port()}"), more)
+
+
+@pytest.fixture(scope="module")
+def shared(ftp_server: FtpServer) -> Iterator[Stage]:
+    with ExitStack() as stack:
+        yield new_stage(stack, ftp_server)
+
+
+@pytest.fixture
+def stage(shared: Stage) -> Iterator[Stage]:
+    """A proxy with nobody in it and its first configuration, for tests that leave it alive."""
+    text = shared.proxy.file.read_text()
+    with ExitStack() as stack:
+        shared.guests = stack
+        yield shared
+    until(lambda: shared.sessions == [], "the end of all sessions")
+    if shared.proxy.file.read_text() != text:
+        shared.proxy.file.write_text(text)
+        shared.ask("reload")
+
+
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
@@ -143,8 +167,9 @@ def stack() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def stage(ftp_server: FtpServer, stack: ExitStack) -> Stage:
-    return Stage(stack, ftp_server, Endpoint.parse(f"127.0.0.1:{free_port()}"))
+def mortal(ftp_server: FtpServer, stack: ExitStack) -> Stage:
+    """A proxy for tests that end it."""
+    return new_stage(stack, ftp_server)
 
 
 def objects(text: str) -> list[dict[str, Any]]:

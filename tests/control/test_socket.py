@@ -21,10 +21,9 @@ from ftpproxy.config import ConfigError, ControlConfig, parse
 from ftpproxy.control.address import Address, CannotControl
 from ftpproxy.control.credentials import peer_of
 from ftpproxy.control.hall import LONGEST_REQUEST, MOST_OF_A_USER
-from ftpproxy.endpoints import Endpoint
 from ftpproxy.lab.peers import FtpServer
 
-from .conftest import Stage, free_port, until
+from .conftest import Stage, new_stage, until
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -188,7 +187,7 @@ def stage(ftp_server: FtpServer) -> Iterator[Stage]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ftpproxy-control-")))
         folder.chmod(0o755)
         more = f'[control]\nsocket = "{folder}/control"\ngroup = "daemon"\n'
-        yield Stage(stack, ftp_server, Endpoint.parse(f"127.0.0.1:{free_port()}"), more)
+        yield new_stage(stack, ftp_server, more)
 
 
 # -- what comes in ----------------------------------------------------------------------------------------------------

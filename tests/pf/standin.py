@@ -6,8 +6,8 @@ It knows the calls that the engine makes, with the words that FreeBSD's pfctl an
     pfctl -a ftp-proxy -s Anchors    pfctl -a ANCHOR -s labels      one line for each rule with a label
 
 The file `mood` beside it says how it behaves: `{"busy": 3}` for so many loads, `{"fail": "..."}`, `{"stall": 1}`,
-`{"die": 9}`, `{"slow": 0.2}`, `{"disabled": 1}`, `{"denied": 1}`, `{"counted": [7, 480, 9, 12000]}`; loads with
-`{"at": "51234"}` only where that is in the text.
+`{"die": 9}`, `{"slow": 0.2}`, `{"wait": 1}` until there is a file `go`, `{"disabled": 1}`, `{"denied": 1}`,
+`{"counted": [7, 480, 9, 12000]}`; loads with `{"at": "51234"}` only where that is in the text.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ elif arguments == ["-a", "ftp-proxy", "-s", "Anchors"]:
         print("  " + name.replace(":", "/"))
 elif loads:
     if mood.get("at", "") in text:
+        while text and mood.get("wait") and not os.path.exists(here + "/go"):
+            time.sleep(0.002)
         if mood.get("slow"):
             time.sleep(mood["slow"])
         if mood.get("busy"):
@@ -108,6 +110,13 @@ class StandIn:
         """From the next call on."""
         (self.folder / "mood.new").write_text(json.dumps(mood))
         (self.folder / "mood.new").rename(self.folder / "mood")
+
+    def go(self, on: bool = True) -> None:
+        """Let those go on that wait."""
+        if on:
+            (self.folder / "go").touch()
+        else:
+            (self.folder / "go").unlink()
 
     @property
     def calls(self) -> list[Call]:

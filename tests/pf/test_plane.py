@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 from attrs import define, evolve, field
 
+from ftpproxy.doors import Doors
 from ftpproxy.dtp.pf import PATIENCE, PfPath, PfPending, PfPlane
 from ftpproxy.dtp.plane import Path as AnyPath
 from ftpproxy.dtp.plane import Pending, Refused
@@ -107,9 +108,12 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 def made(folder: Path, rules: RuleOptions) -> Iterator[Stage]:
     on = EngineStage.at(folder / "pf")
-    plane = PfPlane(on.engine, rules, PortRange(FIRST, LAST), on.board)
+    doors = Doors(on.board)
+    plane = PfPlane(on.engine, rules, PortRange(FIRST, LAST), on.board, doors)
     yield Stage(on, plane)
     plane.close()
+    assert not doors._reserved
+    doors.close()
     on.close()
     assert on.pfctl.anchors == {}
 

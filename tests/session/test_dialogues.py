@@ -1,4 +1,7 @@
-"""Every dialogue script against a whole session: real sockets on loopback, and a plane that the script plays."""
+"""Every dialogue script against a whole session: real sockets on loopback, and a plane that the script plays.
+
+Twice: with a plane that answers at once, and with one that asks to be waited for, as that on pf.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpproxy.dtp.plane import PathOwner, Refused
+from ftpproxy.dtp.plane import Opener, PathOwner, Pending, Refused
 from ftpproxy.endpoints import Endpoint, Side
 from ftpproxy.paths import Direction, PathSpec, Tally
 from ftpproxy.pi.actions import Timer
@@ -67,12 +70,39 @@ class ScriptedPlane:
     def close(self) -> None: ...
 
 
+class ScriptedPending(Pending):
+    def __init__(self, owner: Opener, answer: ScriptedPath | Refused) -> None:
+        self.owner: Opener | None = owner
+        self._answer = answer
+
+    def decide(self) -> None:
+        if (owner := self.owner) is not None:
+            self.owner = None
+            if isinstance(self._answer, Refused):
+                owner.refused(self, self._answer.why)
+            else:
+                owner.opened(self, self._answer)
+
+    def close(self) -> None:
+        self.owner = None
+
+
+class LatePlane(ScriptedPlane):
+    """Decides when the script says so, and not when it is asked."""
+
+    pending: ScriptedPending | None = None
+
+    def open(self, spec: PathSpec, owner: Opener) -> ScriptedPending:  # type: ignore[override]
+        self.pending = ScriptedPending(owner, super().open(spec, owner))
+        return self.pending
+
+
 class Stage:
     """A session between two loopback sockets.  The route's addresses are the script's; only the wires are ours."""
 
-    def __init__(self, script: scripts.Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, script: scripts.Script, monkeypatch: pytest.MonkeyPatch, *planes: ScriptedPlane) -> None:
         self.board = Switchboard()
-        self.plane = ScriptedPlane(script.lines)
+        self.plane = planes[0]
         self.ended: list[Session] = []
         listener = socket.create_server(("127.0.0.1", 0))
         client = socket.create_connection(listener.getsockname())
@@ -89,7 +119,7 @@ class Stage:
                 service="test",
                 policy=script.policy,
                 timeouts=Timeouts(),
-                planes=[self.plane],
+                planes=planes,
                 **script.terms,
             ),
             board=self.board,
@@ -177,6 +207,11 @@ class Stage:
                 path.owner.finished(path, Tally(1, 0, 1.0))
             else:
                 path.owner.connected(path, Side(line.rest))
+        elif word in ("opened", "refused"):
+            if isinstance(self.plane, LatePlane):
+                assert not any(self.said.values()), self.said  # install, then announce
+                assert self.plane.pending is not None
+                self.plane.pending.decide()
         elif word == "timer":
             self.session._deadlines = {Timer(line.rest): self.board.now}
             self.session.sweep(self.board.now)
@@ -190,9 +225,10 @@ class Stage:
         self.settle()
 
 
-@pytest.fixture
-def stage(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    stage = Stage(scripts.read(path), monkeypatch)
+@pytest.fixture(params=[ScriptedPlane, LatePlane], ids=["at once", "later"])
+def stage(path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    script = scripts.read(path)
+    stage = Stage(script, monkeypatch, request.param(script.lines))
     yield stage
     stage.close()
 
