@@ -27,8 +27,10 @@ class Channel:
         board: Switchboard,
         callback: Callable[[int], None],
         on_crash: Callable[[Exception], None],
+        keepalive: float = sockets.KEEPALIVE,
     ) -> None:
-        sockets.control(sock)
+        """`keepalive` is the silence in seconds before TCP asks whether the peer is alive."""
+        sockets.control(sock, keepalive)
         self._sock = sock
         self._unsent = bytearray()
         self._watch = board.watch(sock, callback, on_crash)

@@ -14,10 +14,11 @@ from .intercept.linux import AutoGate, RedirectGate, TproxyGate
 from .netfilter import ELEMENT_SECONDS, Elements
 
 if TYPE_CHECKING:
+    from .intercept.leads import Leads, Rules
     from .intercept.pf import Lookup
     from .pf.natlook import DevPf
 
-__all__ = ["element_seconds", "gate_of", "open_lookup"]
+__all__ = ["element_seconds", "gate_of", "needs_engine", "open_lookup"]
 
 
 def element_seconds(config: ServiceConfig) -> float:
@@ -26,9 +27,16 @@ def element_seconds(config: ServiceConfig) -> float:
     return max(ELEMENT_SECONDS, 2 * config.timeouts.data_setup + 60)
 
 
-def gate_of(config: ServiceConfig, doors: Doors, elements: Elements | None, lookup: Lookup | None) -> Gate:
-    """`elements` where the service needs our table, `lookup` where it needs to ask pf."""
-    gate = _unmarked(config, doors, elements, lookup)
+def gate_of(
+    config: ServiceConfig,
+    doors: Doors,
+    elements: Elements | None,
+    lookup: Lookup | None,
+    engine: Rules | None = None,
+) -> Gate:
+    """`elements` where the service needs our table, `lookup` where it needs to ask pf, `engine` where it has rules in
+    pf: without, its relay has only our own addresses."""
+    gate = _unmarked(config, doors, elements, lookup, engine)
     if not config.firewall_mark:
         return gate
     from .intercept.marking import MarkingGate
@@ -37,7 +45,9 @@ def gate_of(config: ServiceConfig, doors: Doors, elements: Elements | None, look
     return MarkingGate(gate, elements, seconds=element_seconds(config))
 
 
-def _unmarked(config: ServiceConfig, doors: Doors, elements: Elements | None, lookup: Lookup | None) -> Gate:
+def _unmarked(
+    config: ServiceConfig, doors: Doors, elements: Elements | None, lookup: Lookup | None, engine: Rules | None
+) -> Gate:
     redirection = config.redirection_on(sys.platform)
     if config.intercept == "auto" and sys.platform == "linux":
         return AutoGate(elements, doors, seconds=element_seconds(config))
@@ -49,11 +59,33 @@ def _unmarked(config: ServiceConfig, doors: Doors, elements: Elements | None, lo
     if redirection in ("rdr", "divert"):
         from .intercept.pf import DivertGate, RdrGate
 
+        leads = _leads(config, doors, engine)
         if redirection == "divert":
-            return DivertGate(doors)
+            return DivertGate(doors, leads)
         assert lookup is not None
-        return RdrGate(lookup, doors, called_directly=config.mode == "reverse")
+        return RdrGate(lookup, doors, leads, called_directly=config.mode == "reverse")
     return DirectGate(doors)
+
+
+def _leads(config: ServiceConfig, doors: Doors, engine: Rules | None) -> Leads | None:
+    from .intercept.leads import Leads
+
+    if engine is None or (rules := config.pf.rules) is None:
+        return None
+    return Leads(engine, rules, doors, seconds=element_seconds(config))
+
+
+def needs_engine(services: Iterable[ServiceConfig]) -> bool:
+    """Whether one of them has rules in pf: for its plane, or because its relay has to answer for servers."""
+    return any(
+        "pf" in service.planes
+        or (
+            service.mode == "forward"
+            and service.pf.rules is not None
+            and service.redirection_on(sys.platform) in ("rdr", "divert")
+        )
+        for service in services
+    )
 
 
 def open_lookup(services: Iterable[ServiceConfig]) -> DevPf | None:

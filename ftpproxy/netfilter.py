@@ -113,6 +113,9 @@ class Elements:
         self._handle: bytes | None = None
         self._standing: dict[tuple[str, bytes], tuple[Element, float]] = {}  # and until when, if nobody removes it
         self._prune_at = 0.0
+        self.ways_out: dict[tuple[int, bytes], tuple[Element, int]] = {}
+        """Elements for the way out that several paths may need, of whatever plane, by IP version and key; and how many
+        paths do."""
         self.reloads = 0
         """How often the table was loaded again: then all counters began again."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)

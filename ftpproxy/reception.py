@@ -96,7 +96,9 @@ class Reception:
         self._connected = connected
         self._ended = ended
         self._login = LoginInterpreter(gateway.settings, terms.policy, terms.timeouts)
-        self._channels = {CLIENT: Channel(client_sock, board, partial(self._event, CLIENT), self.crashed)}
+        self._keepalive = terms.timeouts.keepalive
+        watched = Channel(client_sock, board, partial(self._event, CLIENT), self.crashed, self._keepalive)
+        self._channels = {CLIENT: watched}
         self._errand: CallByName | Errand[bool] | None = None
         self._server: Endpoint | None = None
         self._deadlines: dict[Timer, float] = {}
@@ -263,7 +265,8 @@ class Reception:
             self._unanswered(target, Reason(Code.SERVER_GONE, error.strerror or str(error)))
             return
         self._errand = None
-        self._channels[SERVER] = Channel(sock, self._board, partial(self._event, SERVER), self.crashed)
+        event_of_server = partial(self._event, SERVER)
+        self._channels[SERVER] = Channel(sock, self._board, event_of_server, self.crashed, self._keepalive)
         self._login.dialled()
         self._pump()
 

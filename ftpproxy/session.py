@@ -33,7 +33,7 @@ from .log import event
 from .metrics import counts
 from .pi.actions import Action, Arm, Chunk, Denied, Hangup, LoginFailed, Need, Timer
 from .pi.handover import HandOver
-from .pi.insight import Insight, insight
+from .pi.insight import Insight, insight, probing
 from .pi.interpreter import ProtocolInterpreter
 from .reasons import Code, Reason, code_of
 from .routes import Route
@@ -104,7 +104,9 @@ class Session:
         self._terms = terms
         self._board = board
         self._ended = ended
-        self._channels = {CLIENT: Channel(client_sock, board, self._client_event, self.crashed)}
+        self._channels = {
+            CLIENT: Channel(client_sock, board, self._client_event, self.crashed, terms.timeouts.keepalive)
+        }
         self._interpreter: ProtocolInterpreter | None = None
         self.carriage = Carriage(self, terms, board, ours)
         """Its data connections."""
@@ -145,8 +147,9 @@ class Session:
     def take_over(self, sock: socket.socket, handover: HandOver | None = None) -> None:
         """Go on with this connection to the server; `handover` tells what was said on it."""
         self._dial = None
-        self._channels[SERVER] = Channel(sock, self._board, self._server_event, self.crashed)
         terms = self._terms
+        keepalive = terms.timeouts.keepalive
+        self._channels[SERVER] = Channel(sock, self._board, self._server_event, self.crashed, keepalive)
         proxy = Endpoint.from_sockaddr(sock.getsockname())
         announce = terms.announced(self.client.host, self.server.host)
         route = Route(self.client, self.orig_server, self.server, proxy, announce)
@@ -187,10 +190,11 @@ class Session:
             self._lost(side, error)
             return
         if octets is not None:
-            self._last_word = self._board.now
+            assert self._interpreter is not None
+            if side is CLIENT or not probing(self._interpreter):
+                self._last_word = self._board.now
             for tap in self.taps:
                 tap.heard(side, octets)
-            assert self._interpreter is not None
             self._interpreter.receive(side, octets)
         self._pump()
 

@@ -43,9 +43,10 @@ _FOREIGN = {
 _RESET = struct.pack("ii", 1, 0)
 _GRACEFUL = struct.pack("ii", 0, 0)
 
-KEEPALIVE_IDLE = 60
-KEEPALIVE_INTERVAL = 30
+KEEPALIVE = 60.0
+"""Seconds of silence before the first probe; the next ones come in half the time."""
 KEEPALIVE_PROBES = 8
+"""Unanswered probes after which the peer is gone: five minutes after its last word."""
 
 
 def family(host: IPAddress) -> socket.AddressFamily:
@@ -86,12 +87,13 @@ def bound(at: Endpoint, *, transparent: bool = False) -> socket.socket:
     return sock
 
 
-def control(sock: socket.socket) -> None:
+def control(sock: socket.socket, keepalive: float = KEEPALIVE) -> None:
     """Options of every control connection, before its first read.
 
     TCP_NODELAY: a reply that waits for the peer's delayed ACK costs 40 ms a turn.  SO_OOBINLINE: without it the
     urgent octet of a Telnet Synch is lost from the stream (RFC 959 section 4.1.3).  Keepalive: a control connection is
-    silent through a long transfer, and NAT boxes forget silent connections.
+    silent through a long transfer, and NAT boxes forget silent connections; so after `keepalive` seconds TCP says
+    something on it, and notices a peer that is gone (tcp(7); macOS has TCP_KEEPALIVE for the first, OpenBSD neither).
     """
     sock.setblocking(False)
     try:
@@ -99,8 +101,8 @@ def control(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (
-            ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
-            ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
+            ("TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE", max(1, round(keepalive))),
+            ("TCP_KEEPINTVL", max(1, round(keepalive / 2))),
             ("TCP_KEEPCNT", KEEPALIVE_PROBES),
         ):
             if (option := getattr(socket, name, None)) is not None:

@@ -319,6 +319,14 @@ BAD: list[tuple[str, list[str]]] = [
         ['service "lan".tls.mode: "bridge" is not known here; known: "pass", "refuse"'],
     ),
     (
+        FORWARD + '[service.limits]\nkeepalive = "10h"\n',
+        ['service "lan".limits.keepalive: is at most "32767s": no system waits longer'],
+    ),
+    (
+        FORWARD + '[service.limits]\nnoop = "5s"\n',
+        ['service "lan".limits.noop: is at least "30s": less breaks honest peers'],
+    ),
+    (
         FORWARD + '[metrics]\nlisten = "192.0.2.1:9921"\n',
         [
             "metrics.listen: 192.0.2.1 is no loopback address: others could read it; if they may, say public = true",
@@ -747,7 +755,8 @@ def services(draw: st.DrawFn, number: int) -> ServiceConfig:
         ),
         limits=Limits(sessions=draw(st.integers(1, 1_000_000)), per_client=draw(st.integers(1, 1_000_000))),
         timeouts=Timeouts(
-            **{each.name: draw(times) for each in attrs.fields(Timeouts) if each.name != "announce"},
+            **{each.name: draw(times) for each in attrs.fields(Timeouts) if each.name not in ("announce", "keepalive")},
+            keepalive=draw(st.integers(1, 32767)),
         ),
     )
     changes: Any = draw(
@@ -767,6 +776,12 @@ def configs(draw: st.DrawFn) -> Config:
     count = draw(st.integers(1, 3))
     level: Any = draw(st.sampled_from(["debug", "info", "warning", "error"]))
     return Config(services=tuple(draw(services(number)) for number in range(count)), log=LogConfig(level=level))
+
+
+def test_signs_of_life() -> None:
+    limits = parse(FORWARD + '[service.limits]\nkeepalive = "20s"\nnoop = "4m"\n').services[0].timeouts
+    assert (limits.keepalive, limits.noop) == (20.0, 240.0)
+    assert parse(FORWARD).services[0].timeouts.noop is None
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,9 @@ def test_the_command_line_works(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["lab", "demo"], ["doctor", "-c", "docs/examples/reverse.toml"], ["rules", "--remove"]], ids=" ".join
+    "argv",
+    [["lab", "demo"], ["doctor", "-c", "docs/examples/reverse.toml"], ["rules", "--for", "nft", "--remove"]],
+    ids=" ".join,
 )
 def test_what_needs_linux_says_so(argv: list[str]) -> None:
     done = elsewhere("-m", "ftpproxy", *argv)

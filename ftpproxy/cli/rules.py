@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return os.EX_USAGE
     if changing and sys.platform != "linux":
-        return not_here("rules", "nftables are")
+        return not_here("rules", "nftables is")
     if arguments.config is None and not arguments.remove:
         print("ftpproxy rules: -c FILE is required, except with --remove", file=sys.stderr)
         return os.EX_USAGE

@@ -6,10 +6,8 @@ order, and what each failure is told as.
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
-import os
 import resource
 import signal
 import sys
@@ -29,7 +27,7 @@ from ..control.desk import Desk, Facts
 from ..control.hall import Hall
 from ..doors import Doors
 from ..errands import Errands
-from ..gates import open_lookup
+from ..gates import needs_engine, open_lookup
 from ..log import event
 from ..passwords import BadUsersFile
 from ..pf import EngineError
@@ -66,11 +64,13 @@ Orders = Mapping[signal.Signals, Callable[[], object]]
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | None = None) -> int:
+def run(
+    config: Config, read: Callable[[], Config], ready: Callable[[], None] = lambda: None, file: str | None = None
+) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error.
 
-    `ready` is called once everything stands that may fail.  `file` is where the configuration was read, None where it
-    is not a file's.
+    `read` reads it again, for a reload; it raises `ConfigError`.  `ready` is called once everything stands that may
+    fail.  `file` is where the configuration was read, None where it is not a file's.
     """
     passed, supervisor = inherited(), Supervisor.from_environment()
     most = {service.name: service.limits.sessions for service in config.services}
@@ -82,7 +82,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
     try:
         claim = _claim(config)
         engine = _engine(config)
-        return trio.run(_serve, config, claim, engine, passed, supervisor, ready, file and os.path.abspath(file))
+        return trio.run(_serve, config, claim, engine, passed, supervisor, read, ready, file)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -109,7 +109,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
 
 def _engine(config: Config) -> Engine | None:
     """The pf engine where a service needs it, while we are still root.  Raises `EngineError`."""
-    if not any("pf" in service.planes for service in config.services):
+    if not needs_engine(config.services):
         return None
     from ..pf.client import start
 
@@ -135,6 +135,7 @@ async def _serve(
     engine: Engine | None,
     passed: Sequence[Inherited],
     supervisor: Supervisor,
+    read: Callable[[], Config],
     ready: Callable[[], None],
     file: str | None,
 ) -> int:
@@ -164,13 +165,15 @@ async def _serve(
             scrape = monitoring.scrape(config.metrics, server, elements)
         process.drop_privileges(config, table=claim is not None)
         _warn(config)
+        for line in engine.missing_lines if engine is not None else ():
+            event(log, logging.WARNING, "pf.anchor_missing", line=line)
         vitals = Vitals(supervisor, server, board)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
         async with trio.open_nursery() as nursery:
             facts = Facts(file, started=time.time())
-            reload = Reload(server, shared, config, facts, vitals, nursery, _raise_descriptor_limit)
+            reload = Reload(server, shared, config, facts, vitals, read, nursery, _raise_descriptor_limit)
 
             def terminate() -> None:
                 vitals.stopping("finishing transfers")
@@ -271,10 +274,11 @@ def _raise_descriptor_limit(config: Config) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= wanted:
         return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.EPERM, errno.EINVAL):
-            raise
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        event(log, logging.WARNING, "descriptors.few", allowed=hard, wanted=wanted)
+    for limit in ((wanted, max(hard, wanted)), (hard, hard)):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            break
+        except (ValueError, OSError):
+            pass  # beyond the hard limit takes a privilege, and a seccomp filter may forbid any
+    if (soft := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < wanted:
+        event(log, logging.WARNING, "descriptors.few", allowed=soft, wanted=wanted)

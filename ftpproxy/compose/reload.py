@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,7 +23,7 @@ from attrs import define, evolve, field
 
 from .. import advice, log, rules
 from ..announce import Announcer
-from ..config import Config, ConfigError, load
+from ..config import Config, ConfigError
 from ..control.desk import Answer, Facts, Refusal
 from ..listeners import CannotListen
 from ..log import event
@@ -52,6 +53,8 @@ class Reload:
     """What is in force."""
     facts: Facts
     vitals: Vitals
+    read: Callable[[], Config]
+    """Read it again, in a thread.  Raises `ConfigError`."""
     nursery: trio.Nursery
     """Outlives every reload."""
     make_room: Callable[[Config], None]
@@ -86,12 +89,10 @@ class Reload:
                 self.vitals.ready()
 
     async def _reload(self) -> Answer:
-        if self.facts.file is None:
-            raise Refusal("there is no file to read again: the configuration came from the command line", EX_FAILURE)
         if self.server.draining:
             raise Refusal("the process is about to end", EX_FAILURE)
         try:
-            config = await trio.to_thread.run_sync(load, self.facts.file)
+            config = await trio.to_thread.run_sync(self.read)
         except ConfigError as error:
             raise self._refused(*map(str, error.problems)) from None
         if problems := list(_out_of_reach(config, self.shared)):
@@ -159,7 +160,7 @@ def _out_of_reach(config: Config, shared: Shared) -> Iterator[str]:
             yield f'service "{service.name}": the table in nftables is made at the start only: restart'
         if shared.engine is None and "pf" in service.planes:
             yield f'service "{service.name}".planes: the pf engine is started at the start only: restart'
-        if shared.lookup is None and service.intercept == "rdr":
+        if shared.lookup is None and service.redirection_on(sys.platform) == "rdr":
             yield f'service "{service.name}".intercept: /dev/pf is opened at the start only: restart'
 
 

@@ -16,7 +16,7 @@ from ..dtp.relay import RelayPlane
 from ..endpoints import Side
 from ..errands import Errands
 from ..gates import element_seconds, gate_of
-from ..intercept.interceptor import Gate, PortRange
+from ..intercept.interceptor import Gate, LeadingGate, PortRange
 from ..intercept.pf import Lookup
 from ..passwords import Users
 from ..pi.destinations import Destinations
@@ -52,7 +52,7 @@ class Shared:
 
 def compose(config: ServiceConfig, shared: Shared) -> Service:
     """Raises `BadUsersFile`."""
-    gate = gate_of(config, shared.doors, shared.elements, shared.lookup)
+    gate = gate_of(config, shared.doors, shared.elements, shared.lookup, shared.engine)
     return Service(
         terms=Terms(
             service=config.name,
@@ -136,17 +136,22 @@ def _planes(config: ServiceConfig, gate: Gate, shared: Shared) -> list[DataPlane
         elif name == "pf":
             planes.append(_pf_plane(config, ports, shared))
         else:
-            planes.append(
-                RelayPlane(
-                    gate,
-                    ports,
-                    shared.board,
-                    connect_timeout=timeouts.connect,
-                    data_setup=timeouts.data_setup,
-                    data_idle=timeouts.data_idle,
-                )
+            relay = RelayPlane(
+                gate,
+                ports,
+                shared.board,
+                connect_timeout=timeouts.connect,
+                data_setup=timeouts.data_setup,
+                data_idle=timeouts.data_idle,
             )
+            planes.append(_led(relay, gate) if isinstance(gate, LeadingGate) else relay)
     return planes
+
+
+def _led(relay: RelayPlane, gate: LeadingGate) -> DataPlane:
+    from ..dtp.led import LedRelay
+
+    return LedRelay(relay, gate)
 
 
 def _pf_plane(config: ServiceConfig, ports: PortRange, shared: Shared) -> DataPlane:

@@ -20,13 +20,16 @@ from .values import Announce, AnnounceFrom, GatewayConfig, PfConfig, ServiceConf
 
 __all__ = ["check_service", "check_together", "collide"]
 
-FLOORS = {"idle": (300.0, "5m"), "data_setup": (30.0, "30s")}
+FLOORS = {"idle": (300.0, "5m"), "data_setup": (30.0, "30s"), "noop": (30.0, "30s"), "keepalive": (1.0, "1s")}
 """Seconds below which a time breaks honest peers: RFC 1123 section 4.1.3.2 (a server waits five minutes for the next
 command, so must we) and RFC 6384 section 12 (half a minute for a data connection to come up)."""
 
 MOST_SESSIONS = 1_000_000
 """A session needs descriptors, and the kernel has no more for a process (fs.nr_open)."""
 
+
+MOST_KEEPALIVE = 32767.0
+"""Seconds (Linux: MAX_TCP_KEEPIDLE in net/tcp.h)."""
 
 LEAST_REFRESH = 1.0
 """Seconds: nameservers would not like it more often."""
@@ -80,8 +83,11 @@ def _numbers(service: ServiceTable) -> Iterator[Found]:
             yield ("limits", name), f"{getattr(service.limits, name)} is not a number from 1 to {MOST_SESSIONS}"
     if service.announce_refresh < LEAST_REFRESH:
         yield ("announce_refresh",), f'is at least "{LEAST_REFRESH:g}s"'
+    if service.limits.keepalive > MOST_KEEPALIVE:
+        yield ("limits", "keepalive"), f'is at most "{MOST_KEEPALIVE:g}s": no system waits longer'
     for name, (floor, text) in FLOORS.items():
-        if getattr(service.limits, name) < floor:
+        value = getattr(service.limits, name)
+        if value is not None and value < floor:
             yield ("limits", name), f'is at least "{text}": less breaks honest peers'
 
 

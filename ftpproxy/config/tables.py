@@ -110,7 +110,9 @@ class ServiceTable(ServiceConfig):
     @classmethod
     def of(cls, service: ServiceConfig) -> ServiceTable:
         values = _fields(service)
-        seconds: dict[str, Any] = {name: float(value) for name, value in _fields(service.timeouts).items()}
+        seconds: dict[str, Any] = {
+            name: value if value is None else float(value) for name, value in _fields(service.timeouts).items()
+        }
         values["limits"] = LimitsTable(**seconds, **_fields(service.limits))
         values["rule"] = tuple(map(RuleTable.of, service.rules))
         return cls(**values, tls=TlsTable(mode=service.policy.tls))  # type: ignore[arg-type]  # a Policy has any str

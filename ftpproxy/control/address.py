@@ -82,7 +82,8 @@ class Address:
 def _made(directory: str) -> str | None:
     """Make the directory, if only the last part lacks.  Returns it if it was made."""
     try:
-        os.mkdir(directory, 0o755)
+        os.mkdir(directory)
+        os.chmod(directory, 0o755)  # whatever the umask is: the group has to get to the socket
     except FileExistsError:
         return None
     except OSError as error:

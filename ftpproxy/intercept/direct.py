@@ -25,10 +25,10 @@ from ..doors import Doors
 from ..endpoints import ANY_PORT, Endpoint, IPAddress
 from ..log import event
 from ..paths import Await, Call
-from ..sockets import bound
+from ..sockets import bound, family
 from .interceptor import Caller, GateError, Listener, PortRange
 
-__all__ = ["MOST_TRIES", "DirectGate", "at_any_port", "bind_to_call", "expecting", "first_free", "refusal"]
+__all__ = ["MOST_TRIES", "DirectGate", "at_any_port", "bind_to_call", "expecting", "first_free", "refusal", "towards"]
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,16 @@ def expecting(leg: Await, ports: PortRange, doors: Doors, *, transparent: bool =
         leg.at.port, ports, lambda port: doors.expect(leg.at.at(port), leg.peer, transparent=transparent)
     )
     return Listener(expected, expected.at, expected.close)
+
+
+def towards(peer: IPAddress) -> IPAddress:
+    """The address of ours from which packets to `peer` leave.  Raises `GateError`."""
+    with refusal(f"find our address towards {peer}"), socket.socket(family(peer), socket.SOCK_DGRAM) as probe:
+        probe.connect((str(peer), 9))  # connecting sends nothing; any port will do
+        local = Endpoint.from_sockaddr(probe.getsockname()).host
+    if local.is_loopback and not peer.is_loopback:
+        raise GateError(f"{peer} is not reached from any address but loopback")
+    return local
 
 
 class DirectGate:

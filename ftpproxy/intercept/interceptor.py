@@ -22,15 +22,15 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from attrs import define
 
 from ..doors import Expected
 from ..endpoints import Endpoint
-from ..paths import Await, Call
+from ..paths import Await, Call, Leg
 
-__all__ = ["Caller", "Gate", "GateError", "Listener", "PortRange", "nothing_to_release"]
+__all__ = ["Caller", "Gate", "GateError", "Lead", "LeadingGate", "Listener", "PortRange", "nothing_to_release"]
 
 
 class GateError(Exception):
@@ -106,3 +106,21 @@ class Gate(Protocol):
 
     def close(self) -> None:
         """Give everything back."""
+
+
+class Lead(Protocol):
+    """What has been asked for on behalf of one leg."""
+
+    def close(self) -> None:
+        """It is not wanted any more.  Idempotent; nothing is called afterwards."""
+
+
+@runtime_checkable
+class LeadingGate(Gate, Protocol):
+    """A gate that has to ask somebody else before it can make some legs."""
+
+    def lead(
+        self, leg: Leg, ports: PortRange, answered: Callable[[str], None], on_crash: Callable[[Exception], None]
+    ) -> Lead | None:
+        """Ask for what `leg` needs, and call `answered` once, later: with "" when `listener` or `caller` may be called
+        for such a leg, else with what went wrong.  None where nothing needs to be asked.  Raises `GateError`."""

@@ -30,12 +30,12 @@ from contextlib import ExitStack
 from functools import partial
 
 from ..doors import Doors
-from ..endpoints import Endpoint, IPAddress
+from ..endpoints import Endpoint
 from ..log import event
 from ..netfilter import ELEMENT_SECONDS, Elements, awaited, called
 from ..paths import Await, Call
-from ..sockets import IP_TRANSPARENT, IPV6_TRANSPARENT, SO_ORIGINAL_DST, bound, family, is_ours
-from .direct import DirectGate, at_any_port, bind_to_call, expecting, first_free, refusal
+from ..sockets import IP_TRANSPARENT, IPV6_TRANSPARENT, SO_ORIGINAL_DST, bound, is_ours
+from .direct import DirectGate, at_any_port, bind_to_call, expecting, first_free, refusal, towards
 from .installed import Installed
 from .interceptor import Caller, GateError, Listener, PortRange
 
@@ -168,7 +168,7 @@ class RedirectGate:
         with refusal(f"listen at {leg.at}"):
             if is_ours(leg.at.host):
                 return self._direct.listener(leg, ports)
-        local = _towards(leg.peer)
+        local = towards(leg.peer)
 
         def attempt(port: int) -> Listener:
             at, here = leg.at.at(port), Endpoint(local, port)
@@ -192,7 +192,7 @@ class RedirectGate:
         with refusal(f"call {leg.to} from {leg.source}"):
             if is_ours(leg.source.host):
                 return self._direct.caller(leg, ports)
-        local = _towards(leg.to.host)
+        local = towards(leg.to.host)
         with refusal(f"call {leg.to} from {leg.source}"):
             sock = at_any_port(local, ports, bound)
             try:
@@ -204,13 +204,3 @@ class RedirectGate:
     def close(self) -> None:
         """Take away every element that was not released."""
         self._installed.close()
-
-
-def _towards(peer: IPAddress) -> IPAddress:
-    """The address of ours from which packets to `peer` leave.  Raises `GateError`."""
-    with refusal(f"find our address towards {peer}"), socket.socket(family(peer), socket.SOCK_DGRAM) as probe:
-        probe.connect((str(peer), 9))  # connecting sends nothing; any port will do
-        local = Endpoint.from_sockaddr(probe.getsockname()).host
-    if local.is_loopback and not peer.is_loopback:
-        raise GateError(f"{peer} is not reached from any address but loopback")
-    return local

@@ -123,6 +123,8 @@ class Engine:
         self._watch: Watch | None = None
         self._lost: Callable[[str], None] | None = None
         self._closed = False
+        self.missing_lines: tuple[str, ...] = ()
+        """Of pf.conf: without them pf does not look into our anchors."""
         self.over = ""
         """Why there is no engine any more."""
 
@@ -146,6 +148,7 @@ class Engine:
             raise EngineError(f"the pf engine does not answer: {error}") from error
         if answer.error:
             raise EngineError(answer.error)
+        self.missing_lines = answer.notes
 
     def attach(self, board: Switchboard, lost: Callable[[str], None]) -> None:
         """From now on answers come in turns of `board`.  `lost(why)` is called once if the engine dies."""

@@ -47,6 +47,7 @@ class Timer(Enum):
     ABORT = "abort"
     ABORTED = "aborted"
     ENDING = "ending"
+    NOOP = "noop"
 
     __hash__ = object.__hash__
 

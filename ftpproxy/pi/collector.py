@@ -26,6 +26,7 @@ _KEPT_TOGETHER = {
     Kind.PASSIVE: LONGEST_HELD_REPLY,
     Kind.ACTIVE: LONGEST_HELD_REPLY,
     Kind.FEATURES: LONGEST_HELD_REPLY,
+    Kind.PROBE: LONGEST_HELD_REPLY,
     Kind.TRANSFER: LONGEST_HELD_TRANSFER_REPLY,
 }
 """Replies that are kept until they are complete, and how many octets of them."""
@@ -84,7 +85,8 @@ class ReplyCollector:
 
     def _part(self, last: ReplyLine | None) -> Part:
         lines, self._kept, self._octets = self._kept, [], 0
-        return Part(lines, last)
+        nobodys = self._kind is Kind.PROBE and last is not None and last.code != 421
+        return Part([] if nobodys else lines, last)
 
     def __len__(self) -> int:
         """Octets that are kept."""

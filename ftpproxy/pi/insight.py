@@ -11,8 +11,9 @@ from typing import NamedTuple
 from .interpreter import ProtocolInterpreter
 from .login import LoginInterpreter
 from .masking import loggable
+from .verbs import Kind
 
-__all__ = ["Insight", "insight", "within_a_line"]
+__all__ = ["Insight", "insight", "probing", "within_a_line"]
 
 
 class Insight(NamedTuple):
@@ -40,6 +41,12 @@ def insight(interpreter: ProtocolInterpreter) -> Insight:
         unread=interpreter._passage is not None,
         within_a_line=len(interpreter._intake) > 0,
     )
+
+
+def probing(interpreter: ProtocolInterpreter) -> bool:
+    """Whether what the server says next answers a NOOP of ours, and is no sign of life of anybody."""
+    head = interpreter._dialogue.ledger.head
+    return head is not None and head.kind is Kind.PROBE
 
 
 def within_a_line(login: LoginInterpreter) -> bool:

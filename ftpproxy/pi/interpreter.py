@@ -44,6 +44,7 @@ from .filter import CommandFilter, Refusal, filter_of, refuses_login
 from .handover import HandOver
 from .intake import LONGEST_COMMAND, Ending, Intake
 from .ledger import Turn
+from .liveness import Liveness
 from .masking import user_name
 from .negotiation import Negotiation, Translate
 from .policy import Policy, Timeouts
@@ -72,6 +73,7 @@ class ProtocolInterpreter:
     _transfers: Transfers
     _negotiation: Negotiation
     _intake: Intake
+    _liveness: Liveness
     _server_telnet: TelnetFilter = field(factory=TelnetFilter)
     _replies: LineBuffer = field(factory=lambda: LineBuffer(LONGEST_REPLY))
     _collector: ReplyCollector = field(factory=ReplyCollector)
@@ -113,7 +115,8 @@ class ProtocolInterpreter:
             translate=translate,
         )
         intake = Intake(policy, int(handover is not None))
-        self.__attrs_init__(policy, timeouts, filter_of(policy), dialogue, transfers, negotiation, intake)
+        liveness = Liveness(dialogue, transfers, timeouts.noop)
+        self.__attrs_init__(policy, timeouts, filter_of(policy), dialogue, transfers, negotiation, intake, liveness)
         if handover is None:
             self._dialogue.ledger.add(Turn(NO_COMMAND, Kind.GREETING))
             self._dialogue.act(Arm(Timer.GREETING, self._timeouts.greeting))
@@ -125,6 +128,7 @@ class ProtocolInterpreter:
             self._intake.feed(handover.client, telnet=False)
             self._replies.feed(handover.server)
             self._dialogue.act(Arm(Timer.LOGIN, self._timeouts.login))
+        liveness.start()
 
     # What the session calls
 
@@ -174,6 +178,8 @@ class ProtocolInterpreter:
             self._transfers.give_up()
         elif timer is Timer.ABORTED:
             self._transfers.aborted = False
+        elif timer is Timer.NOOP:
+            self._liveness.due(open=self._logged_in and not (self._passage or self._dismissed or self._over))
         elif timer is Timer.ENDING:
             self._hang_up(endings.NOT_CLOSED)
         elif timer is Timer.GREETING and self._dialogue.ledger.owes(Kind.GREETING):
@@ -224,7 +230,8 @@ class ProtocolInterpreter:
                 fresh = self._intake.take(logged_in=self._logged_in)
                 if fresh is None:
                     if self._client_ended:
-                        self._client_gone()
+                        if not self._dialogue.ledger.owes(Kind.ENDING):  # after QUIT the replies are still wanted
+                            self._hang_up(self._closed(CLIENT))
                     elif self._intake.clock_due():
                         self._dialogue.act(Arm(Timer.LINE, self._timeouts.line))
                     return Need.PEER if self._client_ended else Need.DATA
@@ -289,10 +296,6 @@ class ProtocolInterpreter:
         self._dialogue.server_out.append(Chunk(command.line + b"\r\n"))
         self._dialogue.ledger.add_out_of_band(Turn(command, kind))
 
-    def _client_gone(self) -> None:
-        if not self._dialogue.ledger.owes(Kind.ENDING):  # after QUIT the replies are still wanted
-            self._hang_up(self._closed(CLIENT))
-
     # From the server
 
     def _from_server(self) -> Need:
@@ -304,7 +307,9 @@ class ProtocolInterpreter:
             line = self._replies.next_line()
             if line is None:
                 if self._server_ended:
-                    self._server_gone()
+                    if not self._dismissed and self._dialogue.ledger.owes(Kind.GREETING):
+                        self._dialogue.say(421, "The server closed the connection.")
+                    self._hang_up(self._closed(SERVER))
                     return Need.PEER
                 return Need.DATA
             if line is OVERLONG:
@@ -367,6 +372,10 @@ class ProtocolInterpreter:
         """A complete final reply, which answers one turn, or an aborted transfer and its ABOR at once."""
         turn, code = turns[0], judged.code
         positive = 200 <= code < 300
+        if turn.kind is Kind.PROBE:
+            self._liveness.answered(turn, code)
+            return
+        self._liveness.amid = 300 <= code < 400
         if turn.kind in (Kind.PASSIVE, Kind.ACTIVE):
             self._negotiation.answered(judged, lines)
             return
@@ -414,11 +423,6 @@ class ProtocolInterpreter:
             self._dialogue.act(LoginFailed(self._transfers.user))
             if reason := self._intake.patience.login_failed():
                 self.dismiss(reason)
-
-    def _server_gone(self) -> None:
-        if not self._dismissed and self._dialogue.ledger.owes(Kind.GREETING):
-            self._dialogue.say(421, "The server closed the connection.")
-        self._hang_up(self._closed(SERVER))
 
     # Both
 

@@ -65,6 +65,8 @@ class Ledger:
     _turns: deque[Turn] = field(init=False, factory=deque)
     _out_of_band: deque[Turn] = field(init=False, factory=deque)
     _octets: int = field(init=False, default=0)
+    sent: int = field(init=False, default=0)
+    """Commands that the server was sent, or we have answered."""
     quit: bool = field(init=False, default=False)
     """The client has said QUIT to the server."""
 
@@ -125,11 +127,13 @@ class Ledger:
 
     def add(self, turn: Turn) -> None:
         self._octets += len(turn.command.line)
+        self.sent += 1
         self.quit |= turn.kind is Kind.ENDING
         self._turns.append(turn)
 
     def add_out_of_band(self, turn: Turn) -> None:
         self._octets += len(turn.command.line)
+        self.sent += 1
         self.quit |= turn.kind is Kind.ENDING
         self._out_of_band.append(turn)
 

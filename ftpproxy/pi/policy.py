@@ -123,6 +123,10 @@ class Timeouts:
     """For a data connection that was announced to come up."""
     data_idle: float = 900
     """Without an octet on a data connection."""
+    keepalive: float = 60
+    """Of silence on a control connection before TCP asks whether the peer is alive."""
+    noop: float | None = None
+    """Of silence before a NOOP to the server; None: never."""
     announce: float = 1
     """How long a 227 waits for our own call to the server's data port to be answered."""
 

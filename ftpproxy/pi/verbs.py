@@ -42,6 +42,8 @@ class Kind(Enum):
     """TYPE: what the log says of a transfer."""
     BARRIER = auto()
     """Ordinary, but alone in flight: CCC, PBSZ, PROT."""
+    PROBE = auto()
+    """NOOP of ours: nobody waits for its reply."""
     REFUSED = auto()
     """Verbs that carry endpoints in forms we do not rewrite: passed on they would name hosts behind our back."""
 

@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import define, field, frozen
 
+from ftpproxy.carriage import Carriage
 from ftpproxy.doors import Doors
 from ftpproxy.dtp.nft import COUNTERS, NftPath, NftPlane
 from ftpproxy.dtp.plane import Path as AnyPath
@@ -24,9 +26,12 @@ from ftpproxy.endpoints import Endpoint, IPAddress, Side, parse_address
 from ftpproxy.intercept.interceptor import PortRange
 from ftpproxy.netfilter import Elements
 from ftpproxy.paths import Await, Call, Direction, PathSpec, Tally
+from ftpproxy.pi.actions import OpenPath, StartPath
+from ftpproxy.pi.policy import Policy, Timeouts
 from ftpproxy.sockets import bound, close_with_reset
 from ftpproxy.switchboard import Switchboard
 from ftpproxy.table import PLANE_TABLE, load_table, remove_table
+from ftpproxy.terms import Terms
 
 from ..intercept.namespaces import FAMILIES, Family, Namespace, World, accept, connect, listen, peer, talk, world
 
@@ -325,6 +330,26 @@ def test_a_port_serves_many(three: World, stage: Stage) -> None:
 
 
 @pytest.mark.netns
+def test_services_share_a_way_out(three: World, stage: Stage) -> None:
+    """Two services may lead one client to one port of a server; the way out stands until the last has done with it."""
+    family = FAMILIES[0]
+    other = NftPlane(stage.elements, PortRange(20500, 20501), stage.board, stage.doors)
+    first, _ = stage.open(passive(family))
+    second = other.open(passive(family), Owner())
+    assert isinstance(second, NftPath), second
+    first.close()
+    with (
+        listen(three.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(three.client, second.announced[Side.CLIENT], family.client) as client,
+        accept(listener) as server,
+    ):
+        assert peer(server).host == family.outside
+        talk(client, server)
+    other.close()
+    assert stage.left() == []
+
+
+@pytest.mark.netns
 def test_what_it_does_not_carry(stage: Stage) -> None:
     """Two awaited legs, two called ones, two families: those are for the relay.  And what is not forwarded at all."""
     v4, v6 = FAMILIES
@@ -543,3 +568,48 @@ def test_a_call_may_have_to_come_again(stage: Stage, family: Family) -> None:
                 assert refused(stage.world.client, at, family.client), "another call is a second one"
     path.close()
     assert owner.failures == []
+
+
+class Principal:
+    """A session as its carriage sees it."""
+
+    over = False
+
+    def __init__(self, family: Family) -> None:
+        self.client = self.server = Endpoint(family.client, 40000)
+
+    def tell(self, what: object) -> None: ...
+
+    def carried(self, *, nothing_left: bool) -> None: ...
+
+    def log(self, level: int, name: str, **fields: object) -> None: ...
+
+
+class Opened:
+    """An interpreter that is told that its path stands."""
+
+    def path_opened(self, announced: object, **_: object) -> None: ...
+
+
+@pytest.mark.netns
+def test_a_session_is_busy_through_a_long_transfer(stage: Stage, family: Family) -> None:
+    """Item 101: what the kernel carries for hours keeps the session's idle clock from running."""
+    terms = Terms(service="test", policy=Policy(), timeouts=Timeouts(), planes=[stage.plane])
+    carriage = Carriage(Principal(family), terms, stage.board, lambda _: False)
+    interpreter: Any = Opened()
+    carriage.perform(interpreter, OpenPath(passive(family)))
+    carriage.perform(interpreter, StartPath(Direction.DOWN, b"RETR x"))
+    (path,) = carriage._carried
+    with (
+        listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(stage.world.client, path.announced[Side.CLIENT], family.client) as client,
+        accept(listener) as server,
+    ):
+        stage.later(1)
+        for _ in range(12):
+            server.sendall(b"x" * 1000)
+            assert client.recv(2000) == b"x" * 1000
+            stage.later(600)
+            assert carriage.busy
+    carriage.close()
+    assert not carriage.busy

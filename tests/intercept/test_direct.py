@@ -133,7 +133,7 @@ def test_foreign_addresses_are_refused(doors: Doors, host: str) -> None:
         DirectGate(doors).caller(Call(foreign.at(9), foreign.at(20)), ports)
 
 
-@pytest.mark.parametrize("asked", ["the kernel's routes", "bind"])
+@pytest.mark.parametrize("asked", [pytest.param("the kernel's routes", marks=pytest.mark.linux("rtnetlink")), "bind"])
 def test_whose_an_address_is(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no netlink, as on BSD, bind() is tried."""
     if asked == "bind":

@@ -85,7 +85,7 @@ def test_rules_come_and_go(stage: Stage) -> None:
     assert stage.pfctl.anchors == {anchor: render(PASSIVE, OPENBSD)}
     stage.engine.flush(number)
     stage.until(lambda: not stage.pfctl.anchors, "the anchor stays")
-    assert [call.arguments for call in stage.pfctl.calls[2:]] == [["-a", anchor, "-f", "-"]] * 2
+    assert [call.arguments for call in stage.pfctl.changes] == [["-a", anchor, "-f", "-"]] * 2
 
 
 def test_each_path_has_its_own_anchor_in_order(stage: Stage) -> None:
@@ -177,7 +177,7 @@ def test_a_stalled_pfctl_is_killed(tmp_path: Path) -> None:
         assert answer(stage, behind)[0] == ""
         assert len(stage.pfctl.anchors) == 1
         # Killed, it may have loaded: what was answered with an error is flushed.
-        assert [call.text for call in stage.pfctl.calls[2:]] == [
+        assert [call.text for call in stage.pfctl.changes] == [
             stage.pfctl.loads[0].text,
             "",
             stage.pfctl.loads[1].text,
@@ -215,6 +215,25 @@ def test_no_start_without_pfctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         start()
     with pytest.raises(EngineError, match="/nowhere/pfctl: No such file"):
         start("/nowhere/pfctl")
+
+
+CALLED = ['nat-anchor "ftp-proxy/*" all', 'rdr-anchor "ftp-proxy/*" all', 'anchor "ftp-proxy/*" all']
+
+
+@pytest.mark.parametrize(
+    ("conf", "missing"),
+    [
+        (CALLED, ()),
+        (CALLED[2:], ('nat-anchor "ftp-proxy/*"', 'rdr-anchor "ftp-proxy/*"')),
+        ([*CALLED[:2], 'anchor "others/*" all'], ('anchor "ftp-proxy/*"',)),
+    ],
+)
+def test_anchors_that_pf_conf_does_not_call(tmp_path: Path, conf: list[str], missing: tuple[str, ...]) -> None:
+    pfctl = StandIn(tmp_path / "pf")
+    pfctl.behave(conf=conf)
+    engine = start(str(pfctl.program))
+    assert engine.missing_lines == missing
+    engine.close()
 
 
 # Nothing is left behind
@@ -410,9 +429,9 @@ def test_the_small_ones_as_well(request_: Count | Flush | Bind) -> None:
     assert read_request(request_.line()) == request_
 
 
-@given(st.integers(0), st.text(), st.integers(0), st.just(()) | st.tuples(*[st.integers(0)] * 4))
-def test_answers(number: int, error: str, errno: int, counts: tuple[int, ...]) -> None:
-    answer = Answer(number, error, errno, counts)
+@given(st.integers(0), st.text(), st.integers(0), st.just(()) | st.tuples(*[st.integers(0)] * 4), st.lists(st.text()))
+def test_answers(number: int, error: str, errno: int, counts: tuple[int, ...], notes: list[str]) -> None:
+    answer = Answer(number, error, errno, counts, tuple(notes))
     assert read_answer(answer.line()) == answer
 
 
