@@ -119,9 +119,7 @@ def _engine(config: Config) -> Engine | None:
 def _claim(config: Config) -> Claim | None:
     """The right to our table where a service needs it.  Those that find out by themselves what they need share it."""
     needing = [
-        service
-        for service in config.services
-        if service.intercept == "redirect" or "nft" in service.planes or (service.intercept == "auto" and may_load())
+        service for service in config.services if service.needs_table or (service.intercept == "auto" and may_load())
     ]
     return Claim(share=all(service.intercept == "auto" for service in needing)) if needing else None
 

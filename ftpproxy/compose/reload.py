@@ -23,7 +23,7 @@ from attrs import define, evolve, field
 
 from .. import advice, log, rules
 from ..announce import Announcer
-from ..config import Config, ConfigError, ServiceConfig
+from ..config import Config, ConfigError
 from ..control.desk import Answer, Facts, Refusal
 from ..listeners import CannotListen
 from ..log import event
@@ -160,16 +160,12 @@ class Reload:
 def _out_of_reach(config: Config, shared: Shared) -> Iterator[str]:
     """What services need that is made at the start only, while the process still has its privileges."""
     for service in config.services:
-        if shared.elements is None and _needs_table(service):
+        if shared.elements is None and service.needs_table:
             yield f'service "{service.name}": the table in nftables is made at the start only: restart'
         if shared.engine is None and "pf" in service.planes:
             yield f'service "{service.name}".planes: the pf engine is started at the start only: restart'
         if shared.lookup is None and service.redirection_on(sys.platform) == "rdr":
             yield f'service "{service.name}".intercept: /dev/pf is opened at the start only: restart'
-
-
-def _needs_table(service: ServiceConfig) -> bool:
-    return service.intercept == "redirect" or "nft" in service.planes
 
 
 def _unchanged(at_start: Config, config: Config) -> Iterator[str]:
