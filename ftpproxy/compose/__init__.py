@@ -163,7 +163,8 @@ async def _serve(
             board.sweep(keep, keep.crashed)
         if config.metrics.listen is not None:
             scrape = monitoring.scrape(config.metrics, server, elements)
-        process.drop_privileges(config, table=claim is not None)
+        belongings = address.belongings if address is not None else ()
+        process.drop_privileges(config, table=claim is not None, belongings=belongings)
         _warn(config)
         for line in engine.missing_lines if engine is not None else ():
             event(log, logging.WARNING, "pf.anchor_missing", line=line)
