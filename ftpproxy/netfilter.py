@@ -7,6 +7,7 @@ A data connection that must reach us, or leave us, under a foreign address is on
     pinned    source . called address . called port    ->  source . port       source NAT from exactly that port
     carried   caller . dialled address . dialled port  ->  address . port      destination NAT, for one connection:
     once      the same key                                                     the call that it waits for
+    expected  the same key                                                     whose first packet gets a mark
     forth, back, forth_end, back_end    the same key                           counters of the packets that follow
 
 each for IPv4 and IPv6.  The rules that look into them never change, so the table is loaded once, as text

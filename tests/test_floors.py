@@ -69,6 +69,7 @@ FLOORS = [
         "trace",
         "doctor",
         "rules",
+        "holes",
         "pfconf",
         "lab",
         "compose",

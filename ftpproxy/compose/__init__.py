@@ -122,9 +122,7 @@ def _engine(config: Config) -> Engine | None:
 def _claim(config: Config) -> Claim | None:
     """The right to our table where a service needs it.  Those that find out by themselves what they need share it."""
     needing = [
-        service
-        for service in config.services
-        if service.intercept == "redirect" or "nft" in service.planes or (service.intercept == "auto" and may_load())
+        service for service in config.services if service.needs_table or (service.intercept == "auto" and may_load())
     ]
     return Claim(share=all(service.intercept == "auto" for service in needing)) if needing else None
 
@@ -171,7 +169,8 @@ async def _serve(
             board.sweep(keep, keep.crashed)
         if config.metrics.listen is not None:
             scrape = monitoring.scrape(config.metrics, server, elements)
-        process.drop_privileges(config, table=claim is not None)
+        belongings = address.belongings if address is not None else ()
+        process.drop_privileges(config, table=claim is not None, belongings=belongings)
         _warn(config)
         for line in engine.missing_lines if engine is not None else ():
             event(log, logging.WARNING, "pf.anchor_missing", line=line)

@@ -105,7 +105,7 @@ def in_table(gateway: Namespace) -> list[str]:
     """The maps and sets of our table, once for each element."""
     listed = json.loads(gateway.run("nft", "-j", "list", "table", "inet", "ftpproxy"))["nftables"]
     sets = [item.get("map") or item.get("set") for item in listed if "map" in item or "set" in item]
-    assert len(sets) == 20
+    assert len(sets) == 22
     return [one["name"] for one in sets for _ in one.get("elem", [])]
 
 
