@@ -36,6 +36,18 @@ def gate_of(
 ) -> Gate:
     """`elements` where the service needs our table, `lookup` where it needs to ask pf, `engine` where it has rules in
     pf: without, its relay has only our own addresses."""
+    gate = _unmarked(config, doors, elements, lookup, engine)
+    if not config.firewall_mark:
+        return gate
+    from .intercept.marking import MarkingGate
+
+    assert elements is not None
+    return MarkingGate(gate, elements, seconds=element_seconds(config))
+
+
+def _unmarked(
+    config: ServiceConfig, doors: Doors, elements: Elements | None, lookup: Lookup | None, engine: Rules | None
+) -> Gate:
     redirection = config.redirection_on(sys.platform)
     if config.intercept == "auto" and sys.platform == "linux":
         return AutoGate(elements, doors, seconds=element_seconds(config))

@@ -7,6 +7,7 @@ A data connection that must reach us, or leave us, under a foreign address is on
     pinned    source . called address . called port    ->  source . port       source NAT from exactly that port
     carried   caller . dialled address . dialled port  ->  address . port      destination NAT, for one connection:
     once      the same key                                                     the call that it waits for
+    expected  the same key                                                     whose first packet gets a mark
     forth, back, forth_end, back_end    the same key                           counters of the packets that follow
 
 each for IPv4 and IPv6.  The rules that look into them never change, so the table is loaded once, as text
@@ -112,6 +113,9 @@ class Elements:
         self._handle: bytes | None = None
         self._standing: dict[tuple[str, bytes], tuple[Element, float]] = {}  # and until when, if nobody removes it
         self._prune_at = 0.0
+        self.ways_out: dict[tuple[int, bytes], tuple[Element, int]] = {}
+        """Elements for the way out that several paths may need, of whatever plane, by IP version and key; and how many
+        paths do."""
         self.reloads = 0
         """How often the table was loaded again: then all counters began again."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)

@@ -126,11 +126,12 @@ def test_help(argv: list[str]) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 120
 
 
-def test_the_usage_of_rules_shows_both_forms() -> None:
+def test_the_usage_of_rules_shows_its_forms() -> None:
     assert (
-        "usage: ftpproxy rules -c FILE [--for FORM] [--apply]\n       ftpproxy rules --remove\n"
-        in ftpproxy("rules", "-h").stdout
-    )
+        "usage: ftpproxy rules -c FILE [--for FORM]\n"
+        "       ftpproxy rules -c FILE --apply [--chain FAMILY/TABLE/CHAIN]...\n"
+        "       ftpproxy rules --remove [--chain FAMILY/TABLE/CHAIN]...\n"
+    ) in ftpproxy("rules", "-h").stdout
 
 
 @pytest.mark.linux("its range of ephemeral ports can be read in /proc")

@@ -55,6 +55,7 @@ FLOORS = [
         "trace",
         "doctor",
         "rules",
+        "holes",
         "pfconf",
         "lab",
         "compose",

@@ -6,10 +6,8 @@ order, and what each failure is told as.
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
-import os
 import resource
 import signal
 import sys
@@ -66,11 +64,13 @@ Orders = Mapping[signal.Signals, Callable[[], object]]
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | None = None) -> int:
+def run(
+    config: Config, read: Callable[[], Config], ready: Callable[[], None] = lambda: None, file: str | None = None
+) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error.
 
-    `ready` is called once everything stands that may fail.  `file` is where the configuration was read, None where it
-    is not a file's.
+    `read` reads it again, for a reload; it raises `ConfigError`.  `ready` is called once everything stands that may
+    fail.  `file` is where the configuration was read, None where it is not a file's.
     """
     passed, supervisor = inherited(), Supervisor.from_environment()
     most = {service.name: service.limits.sessions for service in config.services}
@@ -82,7 +82,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
     try:
         claim = _claim(config)
         engine = _engine(config)
-        return trio.run(_serve, config, claim, engine, passed, supervisor, ready, file and os.path.abspath(file))
+        return trio.run(_serve, config, claim, engine, passed, supervisor, read, ready, file)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -119,9 +119,7 @@ def _engine(config: Config) -> Engine | None:
 def _claim(config: Config) -> Claim | None:
     """The right to our table where a service needs it.  Those that find out by themselves what they need share it."""
     needing = [
-        service
-        for service in config.services
-        if service.intercept == "redirect" or "nft" in service.planes or (service.intercept == "auto" and may_load())
+        service for service in config.services if service.needs_table or (service.intercept == "auto" and may_load())
     ]
     return Claim(share=all(service.intercept == "auto" for service in needing)) if needing else None
 
@@ -137,6 +135,7 @@ async def _serve(
     engine: Engine | None,
     passed: Sequence[Inherited],
     supervisor: Supervisor,
+    read: Callable[[], Config],
     ready: Callable[[], None],
     file: str | None,
 ) -> int:
@@ -164,7 +163,8 @@ async def _serve(
             board.sweep(keep, keep.crashed)
         if config.metrics.listen is not None:
             scrape = monitoring.scrape(config.metrics, server, elements)
-        process.drop_privileges(config, table=claim is not None)
+        belongings = address.belongings if address is not None else ()
+        process.drop_privileges(config, table=claim is not None, belongings=belongings)
         _warn(config)
         for line in engine.missing_lines if engine is not None else ():
             event(log, logging.WARNING, "pf.anchor_missing", line=line)
@@ -174,7 +174,7 @@ async def _serve(
         vitals.ready()
         async with trio.open_nursery() as nursery:
             facts = Facts(file, started=time.time())
-            reload = Reload(server, shared, config, facts, vitals, nursery, _raise_descriptor_limit)
+            reload = Reload(server, shared, config, facts, vitals, read, nursery, _raise_descriptor_limit)
 
             def terminate() -> None:
                 vitals.stopping("finishing transfers")
@@ -275,10 +275,11 @@ def _raise_descriptor_limit(config: Config) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= wanted:
         return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.EPERM, errno.EINVAL):
-            raise
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        event(log, logging.WARNING, "descriptors.few", allowed=hard, wanted=wanted)
+    for limit in ((wanted, max(hard, wanted)), (hard, hard)):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            break
+        except (ValueError, OSError):
+            pass  # beyond the hard limit takes a privilege, and a seccomp filter may forbid any
+    if (soft := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < wanted:
+        event(log, logging.WARNING, "descriptors.few", allowed=soft, wanted=wanted)

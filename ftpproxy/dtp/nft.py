@@ -326,7 +326,6 @@ class NftPlane:
         self._ports = ports
         self._doors = doors
         self.paths: AlivePaths[NftPath] = AlivePaths(board)
-        self._ways_out: dict[tuple[int, bytes], tuple[Element, int]] = {}  # by version and key, with their users
         self._ours: dict[IPAddress, bool] = {}
         self._ask_at = 0.0
 
@@ -375,7 +374,7 @@ class NftPlane:
 
     def _open(self, caller: Side, leg: Await, to: Endpoint, out: Element, owner: PathOwner) -> NftPath | Refused:
         place = leg.at.host.version, out.key
-        shared, users = self._ways_out.get(place, (None, 0))
+        shared, users = self.elements.ways_out.get(place, (None, 0))
         if shared is not None and shared != out:
             return Refused(
                 Reason(Code.PLANE_UNSUITED, f"{leg.peer} is being led to {to} already, under another address")
@@ -394,7 +393,7 @@ class NftPlane:
                 self.elements.add(once, way_in, counters[0], out)
             except FileExistsError:
                 continue
-            self._ways_out[place] = out, users + 1
+            self.elements.ways_out[place] = out, users + 1
             release = self._doors.reserve(at, leg.peer)
             path = NftPath(self, owner, caller, at, once, way_in, counters, out, release)
             self.paths.add(path)
@@ -414,11 +413,11 @@ class NftPlane:
     def leaves(self, out: Element) -> bool:
         """A path does not need its way out any more; whether nobody else does."""
         place = int(out.map[-1]), out.key
-        _, users = self._ways_out[place]
+        _, users = self.elements.ways_out[place]
         if users > 1:
-            self._ways_out[place] = out, users - 1
+            self.elements.ways_out[place] = out, users - 1
             return False
-        del self._ways_out[place]
+        del self.elements.ways_out[place]
         return True
 
     def _is_ours(self, host: IPAddress) -> bool:
