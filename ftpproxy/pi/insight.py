@@ -6,12 +6,14 @@ nothing: no copy of a name, no note of a command.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .interpreter import ProtocolInterpreter
-from .login import LoginInterpreter
 from .masking import loggable
 from .verbs import Kind
+
+if TYPE_CHECKING:
+    from .login import LoginInterpreter
 
 __all__ = ["Insight", "insight", "probing", "within_a_line"]
 
