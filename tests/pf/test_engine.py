@@ -441,6 +441,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     engine.close()
 
 
+@pytest.mark.own_kernel
 @pytest.mark.skipif(os.geteuid() != 0, reason="foreign addresses need root")
 @pytest.mark.parametrize("at", ["203.0.113.9:20", "203.0.113.9:50000", "[2001:db8::9]:20", "[2001:db8::9]:50000"])
 def test_a_foreign_socket(engine: Engine, at: str) -> None:
@@ -457,6 +458,7 @@ def test_a_foreign_socket(engine: Engine, at: str) -> None:
     assert caught.value.errno
 
 
+@pytest.mark.own_kernel
 @pytest.mark.parametrize("at", ["203.0.113.9:22", "203.0.113.9:0", "0.0.0.0:20", "127.0.0.1:50000", "[ff02::1]:50000"])
 def test_sockets_that_no_data_connection_needs(engine: Engine, at: str) -> None:
     with pytest.raises(PermissionError, match="is not the"):
@@ -465,6 +467,7 @@ def test_sockets_that_no_data_connection_needs(engine: Engine, at: str) -> None:
         engine.bound(FOREIGN).close()  # the next one is made
 
 
+@pytest.mark.own_kernel
 def test_a_socket_while_pfctl_is_slow(stage: Stage) -> None:
     if os.geteuid() != 0:
         pytest.skip("foreign addresses need root")
