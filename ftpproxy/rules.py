@@ -30,13 +30,15 @@ from typing import TYPE_CHECKING, Any
 from .config.values import Config, ConfigError, IPNetwork, Problem, ServiceConfig
 from .endpoints import Endpoint
 from .netfilter import TABLE as PLANE_TABLE
-from .table import MARK
+from .table import FIREWALL_MARK, MARK
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
 __all__ = [
+    "FIREWALL_MARK",
     "MARK",
+    "NO_OPENING",
     "PLANE_TABLE",
     "PRIORITY",
     "ROUTES",
@@ -45,8 +47,11 @@ __all__ = [
     "RulesError",
     "Unavailable",
     "apply",
+    "load",
+    "openings",
     "remove",
     "text",
+    "tools",
 ]
 
 TABLE = "ftpproxy_intercept"
@@ -109,6 +114,12 @@ def text(config: Config) -> str:
             ip = "ip" if version == 4 else "ip -6"
             lines.append(f"#   {ip} rule add priority {PRIORITY} fwmark {MARK:#x}/{MARK:#x} lookup {ROUTES}")
             lines.append(f"#   {ip} route replace local default dev lo table {ROUTES}")
+    if needed := openings(config):
+        lines += [
+            "#",
+            "# Chains of yours that drop what they do not know need a line at their hook, which `--chain` inserts:",
+            *(f"#   {hook}: {line}" for hook, line in needed.items()),
+        ]
     lines += ["", f"table inet {TABLE}", f"delete table inet {TABLE}"]
 
     by_kind = {
@@ -124,6 +135,8 @@ def text(config: Config) -> str:
         chains.append(_chain("prerouting_dstnat", "nat", "dstnat", by_kind["redirect"]))
         if by_kind["tproxy"]:
             chains[1][2:2] = ["", "# Taken by the chain above.", f"meta mark & {MARK:#x} == {MARK:#x} accept"]
+    if marked := [service for service in by_kind["redirect"] if service.firewall_mark]:
+        chains.append(_chain("prerouting_mark", "filter", "mangle", marked, _mark))
     if chains:
         lines += ["", f"table inet {TABLE} {{"]
         for index, chain in enumerate(chains):
@@ -144,15 +157,38 @@ _TRANSPARENT = [
 ]
 
 
-def _chain(name: str, kind: str, priority: str, services: Iterable[ServiceConfig]) -> list[str]:
+NO_OPENING = {
+    "forward": 'no service has the plane "nft", so nothing of ftpproxy passes it',
+    "input": "no service has `firewall_mark = true`, so there is no mark to let in",
+}
+"""Why a hook is not among the `openings`."""
+
+
+def openings(config: Config) -> dict[str, str]:
+    """The lines that chains of the administrator's need if they drop what they do not know, by hook."""
+    found = {}
+    if any("nft" in service.planes for service in config.services):
+        found["forward"] = "ct status dnat accept"
+    if any(service.firewall_mark for service in config.services):
+        found["input"] = f"meta mark & {FIREWALL_MARK:#x} == {FIREWALL_MARK:#x} accept"
+    return found
+
+
+Verdict = Callable[[ServiceConfig, Endpoint], str]
+"""What becomes of the control connections of a service, with its listener of that family."""
+
+
+def _chain(
+    name: str, kind: str, priority: str, services: Iterable[ServiceConfig], verdict: Verdict | None = None
+) -> list[str]:
     lines = [f"chain {name} {{", f"type {kind} hook prerouting priority {priority}; policy accept;"]
     for service in services:
         lines += ["", f"# Service {service.name}, {service.mode} mode."]
-        lines += _service_rules(service)
+        lines += _service_rules(service, verdict or _verdict)
     return lines
 
 
-def _service_rules(service: ServiceConfig) -> Iterator[str]:
+def _service_rules(service: ServiceConfig, verdict: Verdict) -> Iterator[str]:
     for version in sorted({at.host.version for at in service.listen}):
         clients = [network for network in service.clients if network.version == version]
         if service.clients and not clients:
@@ -161,7 +197,7 @@ def _service_rules(service: ServiceConfig) -> Iterator[str]:
         listener = next(at for at in service.listen if at.host.version == version)
         # Forward: not what is for this machine, its listener for instance.  Reverse: only what is for this machine.
         addressed = "fib daddr type != local" if service.mode == "forward" else "fib daddr type local"
-        yield f"{_from(clients, version)} tcp dport {FTP} {addressed} {_verdict(service, listener)}"
+        yield f"{_from(clients, version)} tcp dport {FTP} {addressed} {verdict(service, listener)}"
 
 
 def _from(clients: list[IPNetwork], version: int) -> str:
@@ -175,7 +211,12 @@ def _verdict(service: ServiceConfig, listener: Endpoint) -> str:
     if service.redirection == "redirect":
         return f"redirect to :{listener.port}"
     family = "ip" if listener.host.version == 4 else "ip6"
-    return f"tproxy {family} to {listener} meta mark set meta mark | {MARK:#x} accept"
+    mark = MARK | FIREWALL_MARK if service.firewall_mark else MARK
+    return f"tproxy {family} to {listener} meta mark set meta mark | {mark:#x} accept"
+
+
+def _mark(service: ServiceConfig, listener: Endpoint) -> str:
+    return f"meta mark set meta mark | {FIREWALL_MARK:#x}"
 
 
 def routed_families(config: Config) -> list[int]:
@@ -193,7 +234,7 @@ def apply(config: Config) -> None:
     Raises `ConfigError` as `text` does, `NoPermission`, `Unavailable`, or `RulesError`.
     """
     ruleset = text(config)
-    nft = _tools()
+    nft = tools()
     wanted = routed_families(config)
     with _routing() as ip:
         for version in FAMILIES:
@@ -201,7 +242,7 @@ def apply(config: Config) -> None:
                 _route_marked(ip, version)
             else:
                 _forget_marked(ip, version)
-    _load(nft, ruleset)
+    load(nft, ruleset)
 
 
 def remove() -> None:
@@ -209,15 +250,15 @@ def remove() -> None:
 
     A running proxy loses its data connections that are being set up.  Raises as `apply` does.
     """
-    nft = _tools()
+    nft = tools()
     # "table" creates what is not there, so that "delete" never fails:
-    _load(nft, "".join(f"table inet {table}\ndelete table inet {table}\n" for table in (TABLE, PLANE_TABLE)))
+    load(nft, "".join(f"table inet {table}\ndelete table inet {table}\n" for table in (TABLE, PLANE_TABLE)))
     with _routing() as ip:
         for version in FAMILIES:
             _forget_marked(ip, version)
 
 
-def _tools() -> str:
+def tools() -> str:
     """The nft program, after making sure that we may use it."""
     status = Path("/proc/self/status").read_text()
     effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
@@ -229,7 +270,8 @@ def _tools() -> str:
     return nft
 
 
-def _load(nft: str, ruleset: str) -> None:
+def load(nft: str, ruleset: str) -> None:
+    """Load text into the kernel, in one transaction.  Raises `NoPermission`, `RulesError`."""
     # C, because its error messages are searched for below
     done = subprocess.run(
         [nft, "-f", "-"], input=ruleset, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, check=False

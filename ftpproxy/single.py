@@ -99,7 +99,7 @@ def _compose(config: Config, service: ServiceConfig, stack: ExitStack) -> tuple[
     doors = Doors(board)
     stack.callback(doors.close)
     elements: Elements | None = None
-    if service.intercept == "redirect" or (service.intercept == "auto" and may_load()):
+    if service.intercept == "redirect" or service.firewall_mark or (service.intercept == "auto" and may_load()):
         claim = Claim(share=True, leave=True)
         stack.callback(claim.close)
         elements = Elements(partial(claim.load, SECONDS_FOR_ANOTHER))  # when the first element is added

@@ -23,6 +23,8 @@ There the key is that of `carried`, which no two connections share; in a forward
 which servers with few ports give to several connections at once.  (nft 1.0 has no name for "the original destination
 port" in a key.)  Other packets pay for a look at their NAT status.
 
+**Let in by a firewall** (`expected`): the first packets of a caller to the place that he was told get `FIREWALL_MARK`.
+
 * The priorities are one before the administrator's own dstnat and srcnat chains: in NAT hooks the first match
   wins, and his masquerade would otherwise give our calls the wrong address.
 * The table holds no policy.  Where the administrator drops what he does not know, `ct status dnat accept` in his
@@ -35,11 +37,12 @@ import errno
 import os
 import socket
 import time
+from hashlib import sha256
 from pathlib import Path
 
 from .netfilter import TABLE, NetfilterError, NoPermission, has_table
 
-__all__ = ["MARK", "PLANE_TABLE", "Claim", "load_table", "may_load", "remove_table"]
+__all__ = ["FIREWALL_MARK", "MARK", "PLANE_TABLE", "Claim", "load_table", "may_load", "remove_table"]
 
 NEEDED = "nftables 0.9.5, and Linux 5.7,"
 """For counters of set elements, the youngest of what our rules use."""
@@ -49,6 +52,8 @@ CAP_NET_ADMIN = 12
 """linux/capability.h"""
 MARK = 0x200000
 """The bit of the packet mark that leads to sockets with foreign addresses; the others are the administrator's."""
+FIREWALL_MARK = 0x400000
+"""The bit that his chains may accept: of first packets of callers who are expected."""
 
 # The first two lines make loading idempotent: whatever a killed process left is taken over, in one transaction.
 PLANE_TABLE = """\
@@ -83,6 +88,10 @@ table inet ftpproxy {
 	set forth_end6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
 	set back_end6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
 
+	# Calls that a firewall lets in by their mark: caller . called address . called port.
+	set expected4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; }
+	set expected6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; }
+
 	chain prerouting {
 		type nat hook prerouting priority dstnat - 1; policy accept;
 		ip saddr . ip daddr . tcp dport @once4 delete @once4 { ip saddr . ip daddr . tcp dport } \\
@@ -106,14 +115,19 @@ table inet ftpproxy {
 		snat ip6 to ip6 saddr . ip6 daddr . tcp dport map @called6
 	}
 
-	# Nothing but counting, at the two places where a packet has the addresses that the caller knows.
+	# Marking and counting, at the two places where a packet has the addresses that the caller knows.
 	chain forth {
 		type filter hook prerouting priority mangle - 1; policy accept;
+		meta l4proto tcp tcp flags & (fin | syn | rst | ack) == syn jump mark_expected
 		ct status dnat ct status assured ct direction original meta l4proto tcp jump count_forth
 	}
 	chain back {
 		type filter hook postrouting priority srcnat + 1; policy accept;
 		ct status dnat ct direction reply meta l4proto tcp jump count_back
+	}
+	chain mark_expected {
+		ip saddr . ip daddr . tcp dport @expected4 meta mark set meta mark | 0x400000
+		ip6 saddr . ip6 daddr . tcp dport @expected6 meta mark set meta mark | 0x400000
 	}
 	chain count_forth {
 		ip saddr . ip daddr . tcp dport @forth4 \\
@@ -131,6 +145,10 @@ table inet ftpproxy {
 	}
 }
 """
+
+
+FORM = sha256(PLANE_TABLE.encode()).hexdigest()[:16]
+"""Tells this text from that of another version."""
 
 
 class Claim:
@@ -185,6 +203,16 @@ class Claim:
             return
         load_table()
         self._loaded = not self._leave
+
+    def adopt(self) -> bool:
+        """Take over the table that a predecessor has left, as if we had loaded it; False where it belongs to another
+        process."""
+        self._loaded = self._taken()
+        return self._loaded
+
+    def leave(self) -> None:
+        """Leave the table to a successor: `close` gives back the right and nothing else."""
+        self._loaded = False
 
     def close(self) -> None:
         """Remove the table if we loaded it, and give the right back.  Raises `NetfilterError`."""

@@ -102,6 +102,10 @@ def test_rules_in_forward_mode_need_clients(tmp_path: Path) -> None:
         (["rules", "--for", "nft"], "-c FILE is required, except with --remove"),
         (["rules", "--apply", "--remove"], "not allowed with argument"),
         (["check", GOOD], f"did you mean -c {GOOD}?"),
+        (["kill", "x"], "'x' is not the number of a session; ftpproxy sessions has them"),
+        (["kill"], "the following arguments are required: ID"),
+        (["log-level", "loud"], "invalid choice: 'loud'"),
+        (["status", "--socket", "x", "-c", GOOD], "not allowed with argument"),
         (["rules", GOOD, "--apply"], f"did you mean -c {GOOD}?"),
         (["lab", "--nonsense"], "unknown option --nonsense"),
         (["lab", "demo", "--no-proxy"], "leave out --no-proxy"),
@@ -134,11 +138,12 @@ def test_help(argv: list[str]) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 120
 
 
-def test_the_usage_of_rules_shows_both_forms() -> None:
+def test_the_usage_of_rules_shows_its_forms() -> None:
     assert (
-        "usage: ftpproxy rules -c FILE [--for FORM] [--apply]\n       ftpproxy rules --remove\n"
-        in ftpproxy("rules", "-h").stdout
-    )
+        "usage: ftpproxy rules -c FILE [--for FORM]\n"
+        "       ftpproxy rules -c FILE --apply [--chain FAMILY/TABLE/CHAIN]...\n"
+        "       ftpproxy rules --remove [--chain FAMILY/TABLE/CHAIN]...\n"
+    ) in ftpproxy("rules", "-h").stdout
 
 
 @pytest.mark.linux("its range of ephemeral ports can be read in /proc")

@@ -12,6 +12,8 @@ import pytest
 
 from ftpproxy.cli import COMMANDS, _parser
 from ftpproxy.cli.parser import EXIT_CODES
+from ftpproxy.config import parse
+from ftpproxy.config.tables import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 MANUAL = (ROOT / "man" / "ftpproxy.8").read_text()
@@ -68,6 +70,13 @@ def test_the_page_for_those_who_come_from_ftp_proxy_has_the_flags() -> None:
     rows = [line.split("|")[1:3] for line in table.splitlines() if re.match(r"\| (`-|\| `--)", line)]
     named = {option for row in rows for cell in row for option in re.findall(r"`(--?[\w-]+)", cell)}
     assert named == FLAGS - {"-h", "--help", "--version"}
+
+
+def test_the_manual_page_of_the_file_has_its_tables_and_examples_that_are_right() -> None:
+    page = (ROOT / "man" / "ftpproxy.toml.5").read_text()
+    assert set(re.findall(r"^\.It Li (.*)$", page, re.MULTILINE)) == {name for name in SECTIONS if name[0] == "["}
+    examples = re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed", page, re.MULTILINE | re.DOTALL)
+    assert [parse(example).services[0].name for example in examples] == ["lan", "public-ftp"]
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "man").glob("*.[58]")), ids=lambda page: page.name)

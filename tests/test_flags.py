@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -224,3 +228,31 @@ def test_defaults_are_those_of_the_original() -> None:
         5,
     )
     assert NO_IDLE_LIMIT == 365 * 24 * 3600
+
+
+def test_hup_looks_names_up_again_and_ends_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = tmp_path / "log"
+
+    def until(said: str) -> None:
+        deadline = time.monotonic() + 30
+        while said not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.01)
+
+    # Without the right to nftables, so that none of its rules ever is in this network namespace.
+    argv = ["setpriv", "--bounding-set=-net_admin"] if os.geteuid() == 0 else []
+    argv += [sys.executable, "-m", "ftpproxy", "-d", "-D6", "-R", "localhost", "-T", "tag", "-p", str(port)]
+    with log.open("w") as stderr, subprocess.Popen(argv, stderr=stderr, cwd=ROOT) as process:
+        try:
+            until("flags.ignored flags=-T")
+            assert f"listening on 127.0.0.1 port {port}" in log.read_text()
+            process.send_signal(signal.SIGHUP)
+            until("reloaded services=1")
+            with socket.create_connection(("127.0.0.1", port)):  # still there
+                pass
+        finally:
+            process.terminate()
+        assert process.wait(30) == 0

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from ftpproxy.classic import ClassicFormatter
 from ftpproxy.endpoints import Side
 from ftpproxy.log import event, set_level, set_up, started_by_journald
 from ftpproxy.logforms import JsonFormatter, KeyValueFormatter
@@ -241,13 +242,17 @@ def test_who_started_us(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not started_by_journald()
 
 
-def test_auto(root: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto(root: logging.Logger, daemon: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     set_up(logging.WARNING)
     assert [type(each) for each in root.handlers] == [StandardError]
     assert root.level == logging.WARNING
     status = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    monkeypatch.setattr("ftpproxy.logsinks.JOURNAL", daemon.getsockname() + "-not-there")
+    set_up()
+    assert [type(each) for each in root.handlers] == [StandardError]
+    monkeypatch.setattr("ftpproxy.logsinks.JOURNAL", daemon.getsockname())
     set_up()
     assert [type(each) for each in root.handlers] == [JournalSink]
     set_level(logging.ERROR)
@@ -313,11 +318,17 @@ def test_a_session_in_every_form(root: logging.Logger, tmp_path: Path, daemon: s
     for sock in (journal, daemon):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     stage = Stage()
-    with (tmp_path / "kv").open("wb") as kv, (tmp_path / "json").open("wb") as js, journal:
+    with (
+        (tmp_path / "kv").open("wb") as kv,
+        (tmp_path / "json").open("wb") as js,
+        (tmp_path / "classic").open("wb") as classic,
+        journal,
+    ):
         only(
             root,
             StandardError(KeyValueFormatter(), kv.fileno()),
             StandardError(JsonFormatter(), js.fileno()),
+            StandardError(ClassicFormatter({}), classic.fileno()),
             JournalSink(journal.getsockname()),
             SyslogSink(daemon.getsockname()),
         )
@@ -331,7 +342,15 @@ def test_a_session_in_every_form(root: logging.Logger, tmp_path: Path, daemon: s
         syslog = list(iter(lambda: receive(daemon), b""))
     lines = (tmp_path / "kv").read_bytes()
     objects = (tmp_path / "json").read_bytes()
-    for form in (lines, objects, b"\n".join(syslog), *(value for each in entries for value in each.values())):
+    sentences = (tmp_path / "classic").read_bytes()
+    assert len(sentences.splitlines()) == len(lines.splitlines())
+    for form in (
+        lines,
+        objects,
+        sentences,
+        b"\n".join(syslog),
+        *(value for each in entries for value in each.values()),
+    ):
         assert SECRET not in form
         assert b"\x1b" not in form
 

@@ -119,6 +119,24 @@ def test_redirect_text() -> None:
     ]
 
 
+def test_marks_for_the_firewall() -> None:
+    """Only where asked for: on what TPROXY takes, and before `redirect`, where a SYN that is sent again is seen too."""
+    marked = "firewall_mark = true\n"
+    assert rule_lines(TPROXY + marked)[0].endswith("meta mark set meta mark | 0x600000 accept")
+    assert [line for line in rule_lines(REDIRECT + marked + REVERSE) if "mark" in line] == [
+        "ip saddr { 10.77.1.2/32 } tcp dport 21 fib daddr type != local meta mark set meta mark | 0x400000",
+        "ip6 saddr { fd77:1::2/128 } tcp dport 21 fib daddr type != local meta mark set meta mark | 0x400000",
+    ]
+    assert "0x400000" not in rules.text(parse(ALL))
+
+
+def test_lines_for_chains_of_the_administrator_are_printed() -> None:
+    said = rules.text(parse(TPROXY + 'planes = ["nft"]\nfirewall_mark = true\n'))
+    assert "#   forward: ct status dnat accept\n" in said
+    assert "#   input: meta mark & 0x400000 == 0x400000 accept\n" in said
+    assert "Chains of yours" not in rules.text(parse(ALL))
+
+
 def test_networks_are_merged_because_nft_refuses_overlaps() -> None:
     text = REDIRECT.replace('"10.77.1.2/32"', '"10.0.0.0/9", "10.128.0.0/9", "10.1.1.1", "192.0.2.0/24"')
     assert rule_lines(text)[0].startswith("ip saddr { 10.0.0.0/8, 192.0.2.0/24 } ")

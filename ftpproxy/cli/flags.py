@@ -9,7 +9,7 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .parser import Parser
@@ -147,7 +147,7 @@ def flags_of(arguments: argparse.Namespace) -> Flags:
 
 def run(parser: Parser, arguments: argparse.Namespace) -> int:
     """Serve as the flags say.  Returns an exit code."""
-    from ..dropin import BadFlag, CannotResolve, configuration, ignored
+    from ..dropin import BadFlag, CannotResolve, configuration
 
     if getattr(arguments, "verbose", 0) > 2:
         parser.error("-v may be given twice at most")
@@ -168,29 +168,37 @@ def run(parser: Parser, arguments: argparse.Namespace) -> int:
         from ..inetd import serve
 
         return serve(config)
-    return _serve(config, ignored(written), foreground=written.foreground)
+    return _serve(config, written)
 
 
-def _serve(config: Config, ignored: Sequence[str], *, foreground: bool) -> int:
+def _serve(config: Config, written: Flags) -> int:
     import logging
 
     from ..compose import run
+    from ..config import ConfigError, Problem
     from ..daemon import in_background
+    from ..dropin import CannotResolve, configuration, ignored
     from ..log import event
 
-    def told() -> None:
-        if ignored:
-            reason = "they are about pf"
-            event(logging.getLogger(__name__), logging.WARNING, "flags.ignored", flags=" ".join(ignored), reason=reason)
+    def again() -> Config:
+        try:
+            return configuration(written)  # the names may have other addresses now
+        except CannotResolve as error:
+            raise ConfigError([Problem("", str(error))]) from None
 
-    if foreground:
-        return run(config, told)
+    def told() -> None:
+        if idle := " ".join(ignored(written)):
+            reason = "they are about pf"
+            event(logging.getLogger(__name__), logging.WARNING, "flags.ignored", flags=idle, reason=reason)
+
+    if written.foreground:
+        return run(config, again, told)
 
     def serve(ready: Callable[[], None]) -> int:
         def all_stands() -> None:
             told()
             ready()
 
-        return run(config, all_stands)
+        return run(config, again, all_stands)
 
     return in_background(serve)

@@ -16,11 +16,14 @@ SUMMARY = "print, load or remove the redirect rules"
 DESCRIPTION = """\
 Print the rules that bring FTP connections to the services of the file: for nftables, with the policy routing that
 belongs to them, or for pf.  Those of nftables it can also load (replacing those of before), and remove everything
-of ours from the kernel."""
+of ours from the kernel.  With --chain, also insert into a chain of your own that drops what it does not know the
+line that data connections need, or remove just that."""
 EXAMPLES = """\
   ftpproxy rules -c /etc/ftpproxy.toml                     look at them
   ftpproxy rules -c /etc/ftpproxy.toml --for pf-freebsd    a pf.conf, for FreeBSD
   ftpproxy rules -c /etc/ftpproxy.toml --apply             load them (Linux, root); as often as you like
+  ftpproxy rules -c /etc/ftpproxy.toml --apply --chain inet/filter/forward    and open your firewall
+  ftpproxy rules --remove --chain inet/filter/forward      take that line away again, and nothing else
   ftpproxy rules --remove                                  leave nothing behind (Linux, root); needs no file"""
 
 FORMS = {"nft": "linux", "pf-openbsd": "openbsd", "pf-freebsd": "freebsd"}
@@ -28,7 +31,9 @@ FORMS = {"nft": "linux", "pf-openbsd": "openbsd", "pf-freebsd": "freebsd"}
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.usage = "%(prog)s -c FILE [--for FORM] [--apply]\n       %(prog)s --remove"
+    chains = "[--chain FAMILY/TABLE/CHAIN]..."
+    parser.usage = f"%(prog)s -c FILE [--for FORM]\n       %(prog)s -c FILE --apply {chains}\n"
+    parser.usage += f"       %(prog)s --remove {chains}"
     add_file(parser, required=False)
     parser.add_argument(
         "--for", dest="form", choices=FORMS, metavar="FORM", help=f"one of {', '.join(FORMS)}; by default this system's"
@@ -44,6 +49,14 @@ def add_arguments(parser: Parser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--apply", action="store_true", help="load the rules into the kernel")
     what.add_argument("--remove", action="store_true", help="remove all rules and routes of ftpproxy from the kernel")
+    parser.add_argument(
+        "--chain",
+        metavar="FAMILY/TABLE/CHAIN",
+        action="append",
+        default=[],
+        help="a chain of yours, with `hook forward` or `hook input`: insert the line that it needs at its head, or with"
+        " --remove take away this line only; may be repeated",
+    )
 
 
 def _interface(name: str) -> str:
@@ -70,6 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.config is None and not arguments.remove:
         print("ftpproxy rules: -c FILE is required, except with --remove", file=sys.stderr)
         return os.EX_USAGE
+    if arguments.chain and not changing:
+        print("ftpproxy rules: --chain goes with --apply or --remove", file=sys.stderr)
+        return os.EX_USAGE
     return _of_nft(arguments) if form == "nft" else _of_pf(arguments, "openbsd" if form == "pf-openbsd" else "freebsd")
 
 
@@ -87,10 +103,8 @@ def _of_nft(arguments: argparse.Namespace) -> int:
     from ..config import load
 
     try:
-        if arguments.remove:
-            rules.remove()
-        elif arguments.apply:
-            rules.apply(load(arguments.config))
+        if arguments.remove or arguments.apply:
+            _change(arguments)
         else:
             print(rules.text(load(arguments.config, "linux")), end="")
     except rules.RulesError as error:
@@ -99,3 +113,21 @@ def _of_nft(arguments: argparse.Namespace) -> int:
             return os.EX_NOPERM
         return os.EX_UNAVAILABLE if isinstance(error, rules.Unavailable) else 1
     return os.EX_OK
+
+
+def _change(arguments: argparse.Namespace) -> None:
+    from .. import holes, rules
+    from ..config import load
+
+    config = load(arguments.config) if arguments.apply else None
+    chains = [holes.find(name) for name in dict.fromkeys(arguments.chain)]  # first: a wrong name changes nothing
+    if config is not None:
+        holes.check(chains, config)
+        rules.apply(config)
+        if chains:
+            holes.open_in(chains, config)
+    elif chains:
+        holes.close(chains)
+    else:
+        holes.close_all()
+        rules.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from .parser import Parser, add_file
 
@@ -32,4 +33,5 @@ def run(arguments: argparse.Namespace) -> int:
         return serve(load(arguments.config), arguments.service)
     from ..compose import run
 
-    return run(load(arguments.config), file=arguments.config)
+    file = os.path.abspath(arguments.config)
+    return run(load(arguments.config), lambda: load(file), file=file)

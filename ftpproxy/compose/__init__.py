@@ -6,10 +6,8 @@ order, and what each failure is told as.
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
-import os
 import resource
 import signal
 import sys
@@ -38,11 +36,12 @@ from ..privileges import PrivilegeError
 from ..scrape import CannotServe, Scrape
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
-from ..table import Claim, may_load
+from ..table import FORM, Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
 from . import monitoring
 from .control import open_control
+from .heritage import Heritage, Successor
 from .reload import Reload
 from .services import Shared, compose
 
@@ -66,13 +65,16 @@ Orders = Mapping[signal.Signals, Callable[[], object]]
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | None = None) -> int:
+def run(
+    config: Config, read: Callable[[], Config], ready: Callable[[], None] = lambda: None, file: str | None = None
+) -> int:
     """Serve `config` until a signal ends it.  Returns an exit code; expected failures are said on standard error.
 
-    `ready` is called once everything stands that may fail.  `file` is where the configuration was read, None where it
-    is not a file's.
+    `read` reads it again, for a reload; it raises `ConfigError`.  `ready` is called once everything stands that may
+    fail.  `file` is where the configuration was read, None where it is not a file's.
     """
     passed, supervisor = inherited(), Supervisor.from_environment()
+    heritage, successor = Heritage.found(passed, supervisor), Successor(supervisor, read, file)
     most = {service.name: service.limits.sessions for service in config.services}
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format, most)
     _spare_the_collector()
@@ -82,7 +84,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
     try:
         claim = _claim(config)
         engine = _engine(config)
-        return trio.run(_serve, config, claim, engine, passed, supervisor, ready, file and os.path.abspath(file))
+        code = trio.run(_serve, config, claim, engine, passed, supervisor, heritage, successor, read, ready, file)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -105,6 +107,7 @@ def run(config: Config, ready: Callable[[], None] = lambda: None, file: str | No
             engine.close()
         if claim is not None:
             claim.close()
+    return successor.begin() if successor.left else code
 
 
 def _engine(config: Config) -> Engine | None:
@@ -119,9 +122,7 @@ def _engine(config: Config) -> Engine | None:
 def _claim(config: Config) -> Claim | None:
     """The right to our table where a service needs it.  Those that find out by themselves what they need share it."""
     needing = [
-        service
-        for service in config.services
-        if service.intercept == "redirect" or "nft" in service.planes or (service.intercept == "auto" and may_load())
+        service for service in config.services if service.needs_table or (service.intercept == "auto" and may_load())
     ]
     return Claim(share=all(service.intercept == "auto" for service in needing)) if needing else None
 
@@ -137,11 +138,15 @@ async def _serve(
     engine: Engine | None,
     passed: Sequence[Inherited],
     supervisor: Supervisor,
+    heritage: Heritage,
+    successor: Successor,
+    read: Callable[[], Config],
     ready: Callable[[], None],
     file: str | None,
 ) -> int:
     board = Switchboard()
-    elements = None if claim is None else netfilter.Elements(claim.load)
+    board.now = trio.current_time()  # what a predecessor has left is of this moment
+    elements = None if claim is None else netfilter.Elements(claim.load, FORM)
     announcer = Announcer()
     errands = Errands(board)
     xferlog = _xferlog(config)
@@ -154,9 +159,9 @@ async def _serve(
     scrape: Scrape | None = None
     address: Address | None = None
     try:
-        server.listen(process.given(passed, config.services))
+        server.listen(process.given(passed, config.services), heritage.listeners())
         address = open_control(config.control)
-        if claim is not None:
+        if claim is not None and not (elements and heritage.table(elements) and claim.adopt()):
             claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
             keep = _Keeper(elements)
@@ -164,37 +169,55 @@ async def _serve(
             board.sweep(keep, keep.crashed)
         if config.metrics.listen is not None:
             scrape = monitoring.scrape(config.metrics, server, elements)
-        process.drop_privileges(config, table=claim is not None)
+        belongings = address.belongings if address is not None else ()
+        process.drop_privileges(config, table=claim is not None, belongings=belongings)
         _warn(config)
+        for line in engine.missing_lines if engine is not None else ():
+            event(log, logging.WARNING, "pf.anchor_missing", line=line)
         vitals = Vitals(supervisor, server, board)
+        heritage.sessions(server, doors, elements)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
         async with trio.open_nursery() as nursery:
             facts = Facts(file, started=time.time())
-            reload = Reload(server, shared, config, facts, vitals, nursery, _raise_descriptor_limit)
+            reload = Reload(server, shared, config, facts, vitals, read, nursery, _raise_descriptor_limit)
 
             def terminate() -> None:
                 vitals.stopping("finishing transfers")
                 server.terminate(reload.config.process.drain)
 
-            orders: Orders = {signal.SIGTERM: terminate, signal.SIGHUP: reload.by_signal}
+            def restart() -> None:
+                if successor.possible():
+                    vitals.stopping("restarting")
+                    successor.provide(server, board, doors, elements)
+                    server.stop()
+
+            orders: Orders = {
+                signal.SIGTERM: terminate,
+                signal.SIGHUP: reload.by_signal,
+                signal.SIGUSR2: restart,
+            }
             if address is not None:
                 nursery.start_soon(Hall(address, Desk(server, facts, reload)).run)
             if scrape is not None:
                 nursery.start_soon(scrape.run)
             await _run(server, orders, engine, board)
             nursery.cancel_scope.cancel()
-        vitals.stopping("stopping")
+        if not successor.left:
+            vitals.stopping("stopping")
         if engine is not None and engine.over:
             event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
             raise EngineError(f"{engine.over}; the service cannot go on without it")
     finally:
+        heritage.close()
         if address is not None:
             address.close()
         server.close()
         if scrape is not None:
             scrape.close()
+        if successor.left and claim is not None:
+            claim.leave()
         doors.close()
         if engine is not None:
             engine.close()
@@ -273,10 +296,11 @@ def _raise_descriptor_limit(config: Config) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= wanted:
         return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.EPERM, errno.EINVAL):
-            raise
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        event(log, logging.WARNING, "descriptors.few", allowed=hard, wanted=wanted)
+    for limit in ((wanted, max(hard, wanted)), (hard, hard)):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            break
+        except (ValueError, OSError):
+            pass  # beyond the hard limit takes a privilege, and a seccomp filter may forbid any
+    if (soft := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < wanted:
+        event(log, logging.WARNING, "descriptors.few", allowed=soft, wanted=wanted)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -23,8 +22,9 @@ from attrs import define, evolve, field
 
 from .. import advice, log, rules
 from ..announce import Announcer
-from ..config import Config, ConfigError, ServiceConfig, load
+from ..config import Config, ConfigError
 from ..control.desk import Answer, Facts, Refusal
+from ..gates import must_ask_pf
 from ..listeners import CannotListen
 from ..log import event
 from ..passwords import BadUsersFile
@@ -53,6 +53,8 @@ class Reload:
     """What is in force."""
     facts: Facts
     vitals: Vitals
+    read: Callable[[], Config]
+    """Read it again, in a thread.  Raises `ConfigError`."""
     nursery: trio.Nursery
     """Outlives every reload."""
     make_room: Callable[[Config], None]
@@ -87,12 +89,10 @@ class Reload:
                 self.vitals.ready()
 
     async def _reload(self) -> Answer:
-        if self.facts.file is None:
-            raise Refusal("there is no file to read again: the configuration came from the command line", EX_FAILURE)
         if self.server.draining:
             raise Refusal("the process is about to end", EX_FAILURE)
         try:
-            config = await trio.to_thread.run_sync(load, self.facts.file)
+            config = await trio.to_thread.run_sync(self.read)
         except ConfigError as error:
             raise self._refused(*map(str, error.problems)) from None
         if problems := list(_out_of_reach(config, self.shared)):
@@ -144,28 +144,28 @@ class Reload:
             raise self._refused(f"log.xferlog: {path}: {error.strerror}") from None
         return present
 
+    @property
+    def _source(self) -> str:
+        return self.facts.file or "the command line"
+
     def _refused(self, *problems: str) -> Refusal:
         count = len(problems)
         return Refusal(
-            f"{self.facts.file} has {count} problem{'s' * (count != 1)}; nothing has changed",
+            f"{self._source} has {count} problem{'s' * (count != 1)}; nothing has changed",
             os.EX_CONFIG,
-            problems=[f"{self.facts.file}: {problem}" for problem in problems],
+            problems=[f"{self._source}: {problem}" for problem in problems],
         )
 
 
 def _out_of_reach(config: Config, shared: Shared) -> Iterator[str]:
     """What services need that is made at the start only, while the process still has its privileges."""
     for service in config.services:
-        if shared.elements is None and _needs_table(service):
+        if shared.elements is None and service.needs_table:
             yield f'service "{service.name}": the table in nftables is made at the start only: restart'
         if shared.engine is None and "pf" in service.planes:
             yield f'service "{service.name}".planes: the pf engine is started at the start only: restart'
-        if shared.lookup is None and service.redirection_on(sys.platform) == "rdr":
+        if shared.lookup is None and must_ask_pf(service):
             yield f'service "{service.name}".intercept: /dev/pf is opened at the start only: restart'
-
-
-def _needs_table(service: ServiceConfig) -> bool:
-    return service.intercept == "redirect" or "nft" in service.planes
 
 
 def _unchanged(at_start: Config, config: Config) -> Iterator[str]:

@@ -23,6 +23,8 @@ def check_system(service: ServiceConfig, system: str) -> Iterator[Found]:
             reason = f'"pf" is the packet filter of OpenBSD and FreeBSD; this is {system}'
             yield ("planes", index), f"{reason}, where `dialect` of [service.pf] must be given"
     if system != "linux":
+        if service.firewall_mark:
+            yield ("firewall_mark",), "is of nftables, on Linux"
         told: list[tuple[tuple[str | int, ...], Announce]] = [(("announce",), service.announce)]
         told += [(("announce_to", number), each) for number, each in enumerate(service.announce_to)]
         for where, announce in told:

@@ -173,6 +173,8 @@ class ServiceConfig:
     """In order of preference."""
     pf: PfConfig = PfConfig()
     data_ports: PortSpan = DEFAULT_DATA_PORTS
+    firewall_mark: bool = False
+    """Mark the calls that are expected, so that a firewall can let in exactly those."""
     announce: Announce = Announce()
     announce_refresh: float = 60.0
     """Seconds between two looks at an interface or a name whose address is announced."""
@@ -193,6 +195,11 @@ class ServiceConfig:
     """Clients with another policy, whole."""
     limits: Limits = Limits()
     timeouts: Timeouts = DEFAULT_TIMEOUTS
+
+    @property
+    def needs_table(self) -> bool:
+        """Whether our table in nftables must be there for it; with "auto" it is used where we may have it."""
+        return self.intercept == "redirect" or "nft" in self.planes or self.firewall_mark
 
     @property
     def redirection(self) -> Redirection:

@@ -29,7 +29,7 @@ SOMEWHERE = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
 def kernel_support(machine: Machine) -> Iterator[Finding]:
     """TPROXY, `socket transparent`, redirect and the maps: tried, and not done."""
     kinds = {service.intercept for service in machine.config.services} - {"none"}
-    mapped = "redirect" in kinds or any("nft" in service.planes for service in machine.config.services)
+    mapped = any(service.needs_table for service in machine.config.services)
     if not (kinds or mapped):
         return
     text = rules.text(machine.config).replace(rules.TABLE, SCRATCH)
@@ -96,7 +96,7 @@ def present(machine: Machine) -> Iterator[Finding]:
             apply,
         )
     if (
-        any(service.intercept == "redirect" or "nft" in service.planes for service in services)
+        any(service.needs_table for service in services)
         and machine.server is not None
         and not machine.ruleset.has_table(netfilter.TABLE)
     ):

@@ -26,29 +26,22 @@ import logging
 import os
 import socket
 import struct
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-
-from attrs import frozen
 
 from ..doors import Doors
 from ..endpoints import Endpoint
 from ..log import event
-from ..netfilter import ELEMENT_SECONDS, TABLE, Element, Elements, awaited, called
+from ..netfilter import ELEMENT_SECONDS, Elements, awaited, called
 from ..paths import Await, Call
 from ..sockets import IP_TRANSPARENT, IPV6_TRANSPARENT, SO_ORIGINAL_DST, bound, is_ours
 from .direct import DirectGate, at_any_port, bind_to_call, expecting, first_free, refusal, towards
+from .installed import Installed
 from .interceptor import Caller, GateError, Listener, PortRange
 
 __all__ = ["AutoGate", "RedirectGate", "TproxyGate"]
 
 log = logging.getLogger(__name__)
-
-TICKS = 0.05
-"""Seconds by which the kernel, which counts in jiffies, may drop an element early.  Not to be removed in that time:
-it goes by itself."""
 
 _sockaddr_in = struct.Struct("!2xH4s8x")
 _sockaddr_in6 = struct.Struct("!2xH4x16s4x")
@@ -147,14 +140,6 @@ def _tracked_destination(control: socket.socket) -> Endpoint:
     return Endpoint(ipaddress.ip_address(host), port)
 
 
-@frozen(eq=False)
-class _Standing:
-    """An element that we added, until (by the monotonic clock) the kernel drops it."""
-
-    element: Element
-    until: float
-
-
 class RedirectGate:
     """Foreign addresses by elements of our table, which must be loaded.  Needs CAP_NET_ADMIN.
 
@@ -163,10 +148,9 @@ class RedirectGate:
     """
 
     def __init__(self, elements: Elements, doors: Doors, *, seconds: float = ELEMENT_SECONDS) -> None:
-        self._elements = elements
+        self._installed = Installed(elements)
         self._doors = doors
         self._seconds = seconds
-        self._standing: set[_Standing] = set()
         self._direct = DirectGate(doors)
 
     def prepare(self, listener: socket.socket) -> None:
@@ -194,7 +178,7 @@ class RedirectGate:
                 expected = self._doors.expect(here, leg.peer)
                 stack.callback(expected.close)
                 stack.callback(self._doors.reserve(at, leg.peer))
-                stack.callback(self._add(awaited(leg.peer, at, here, seconds=self._seconds)))
+                stack.callback(self._installed.add(awaited(leg.peer, at, here, seconds=self._seconds)))
                 return Listener(expected, at, stack.pop_all().close)
 
         with refusal(f"listen at {leg.at}"):
@@ -212,37 +196,11 @@ class RedirectGate:
         with refusal(f"call {leg.to} from {leg.source}"):
             sock = at_any_port(local, ports, bound)
             try:
-                return Caller(sock, self._add(called(local, leg.to, leg.source, seconds=self._seconds)))
+                return Caller(sock, self._installed.add(called(local, leg.to, leg.source, seconds=self._seconds)))
             except BaseException:
                 sock.close()
                 raise
 
     def close(self) -> None:
         """Take away every element that was not released."""
-        for standing in tuple(self._standing):
-            self._remove(standing)
-
-    def _add(self, element: Element) -> Callable[[], None]:
-        """Add `element` and return what takes it away.  Raises `GateError`, `OSError`."""
-        until = time.monotonic() + element.seconds - TICKS
-        try:
-            self._elements.add(element)
-        except PermissionError as error:
-            raise GateError(
-                "changing nftables needs CAP_NET_ADMIN: run this as root, or give it the capability"
-            ) from error
-        except FileNotFoundError as error:
-            raise GateError(f"table inet {TABLE} is gone and cannot be loaded again: {error.__cause__}") from error
-        standing = _Standing(element, until)
-        self._standing.add(standing)
-        return partial(self._remove, standing)
-
-    def _remove(self, standing: _Standing) -> None:
-        if standing not in self._standing:
-            return
-        self._standing.remove(standing)
-        if time.monotonic() < standing.until:  # later it is gone, and its key may be somebody else's
-            try:
-                self._elements.remove(standing.element)
-            except OSError as error:
-                event(log, logging.WARNING, "gate.element_left", map=standing.element.map, reason=error.strerror)
+        self._installed.close()

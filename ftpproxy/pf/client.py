@@ -74,8 +74,8 @@ def start(program: str | None = None, *, seconds: float = SECONDS) -> Engine:
     if program is None:
         raise EngineError("the program pfctl was not found; OpenBSD and FreeBSD have it")
     ours, theirs = zip(socket.socketpair(), socket.socketpair(), strict=True)
-    here = str(Path(__file__).parents[2])  # the very package that we are, and nothing from the working directory
-    paths = os.environ.get("PYTHONPATH")
+    # The very package that we are, and nothing from the working directory, which is another one there.
+    paths = [str(Path(__file__).parents[2]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     descriptors = [end.fileno() for end in theirs]
     try:
         process = subprocess.Popen(
@@ -87,7 +87,7 @@ def start(program: str | None = None, *, seconds: float = SECONDS) -> Engine:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             cwd="/",
-            env={**os.environ, "PYTHONPATH": here + os.pathsep + paths if paths else here},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths))},
             start_new_session=True,  # a terminal's signals are for the proxy
         )
     except OSError as error:
@@ -123,6 +123,8 @@ class Engine:
         self._watch: Watch | None = None
         self._lost: Callable[[str], None] | None = None
         self._closed = False
+        self.missing_lines: tuple[str, ...] = ()
+        """Of pf.conf: without them pf does not look into our anchors."""
         self.over = ""
         """Why there is no engine any more."""
 
@@ -146,6 +148,7 @@ class Engine:
             raise EngineError(f"the pf engine does not answer: {error}") from error
         if answer.error:
             raise EngineError(answer.error)
+        self.missing_lines = answer.notes
 
     def attach(self, board: Switchboard, lost: Callable[[str], None]) -> None:
         """From now on answers come in turns of `board`.  `lost(why)` is called once if the engine dies."""

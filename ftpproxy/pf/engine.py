@@ -178,6 +178,18 @@ def flush_left_behind(pfctl: Pfctl, *processes: int) -> None:
             pfctl("-a", anchor_name(int(found[1]), int(found[2])), "-f", "-")
 
 
+def missing_lines(pfctl: Pfctl) -> tuple[str, ...]:
+    """Lines of pf.conf without which pf does not look into our anchors.  None are missing where pfctl does not tell."""
+    wanted = ("anchor",) if sys.platform.startswith("openbsd") else ("nat-anchor", "rdr-anchor", "anchor")
+    try:
+        # pfctl -s rules; pfctl -s nat, which only translation rules apart from others need
+        shown = "".join(pfctl("-s", what) for what in (("rules",) if len(wanted) == 1 else ("nat", "rules")))
+    except PfctlError:
+        return ()
+    called = set(re.findall(rf'^\s*([a-z-]+) "{ROOT}/\*"', shown, re.MULTILINE))
+    return tuple(f'{word} "{ROOT}/*"' for word in wanted if word not in called)
+
+
 def _lives(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -284,7 +296,7 @@ def _work(pfctl: Pfctl, rules: socket.socket, sockets: socket.socket) -> int:
     except PfctlError as error:
         rules.sendall(Answer(0, str(error)[:MOST_SAID]).line())
         return 0
-    rules.sendall(Answer(0).line())
+    rules.sendall(Answer(0, notes=missing_lines(pfctl)).line())
 
     def serve_sockets_too() -> None:
         try:

@@ -3,7 +3,7 @@
     {"ask": 7, "load": 3, "spec": {"client": {...}, "server": {...}}, "options": {...}}
     {"ask": 8, "count": 3}                    {"ask": 9, "flush": 3}
     {"ask": 1, "bind": "203.0.113.9:20"}      on the other pipe
-    {"answer": 7, "error": "", "errno": 0, "counts": []}
+    {"answer": 7, "error": "", "errno": 0, "counts": [], "notes": []}
 
 with legs {"at": ENDPOINT, "peer": ADDRESS} and {"to": ENDPOINT, "source": ENDPOINT}.  A line must have exactly these
 keys with values of exactly these kinds; everything else is a `BadMessage`, after which nobody can be trusted to mean
@@ -94,7 +94,8 @@ Request = Load | Count | Flush | Bind
 
 @frozen
 class Answer:
-    """What has come of a request.  `error` is a sentence; empty if it was done.  Number 0 is said once, at the start.
+    """What has come of a request.  `error` is a sentence; empty if it was done.  Number 0 is said once, at the start,
+    with `notes`: the lines that pf.conf lacks.
 
     `counts`: packets and octets that the caller has sent, then those that it was sent, with all headers.  A socket
     comes along with the answer to `Bind`.
@@ -104,6 +105,7 @@ class Answer:
     error: str = ""
     errno: int = 0
     counts: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def line(self) -> bytes:
         return _line(asdict(self))
@@ -133,11 +135,14 @@ def read_request(line: bytes) -> Request:
 
 def read_answer(line: bytes) -> Answer:
     """Raises `BadMessage`."""
-    match _object(line):
-        case {"answer": int(answer), "error": str(error), "errno": int(errno), "counts": list(counts), **rest} if (
-            not rest and all(type(count) is int and count >= 0 for count in counts) and len(counts) in (0, 4)
-        ):
-            return Answer(answer, error, errno, tuple(counts))
+    said = _object(line)
+    if said.keys() == fields_dict(Answer).keys():
+        match said:
+            case {"answer": int(answer), "error": str(error), "errno": int(errno), "counts": list(counts), **rest}:
+                notes = rest["notes"]
+                numbers = all(type(count) is int and count >= 0 for count in counts) and len(counts) in (0, 4)
+                if numbers and isinstance(notes, list) and all(isinstance(note, str) for note in notes):
+                    return Answer(answer, error, errno, tuple(counts), tuple(notes))
     raise BadMessage("this is no answer")
 
 

@@ -6,11 +6,13 @@ nothing: no copy of a name, no note of a command.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .interpreter import ProtocolInterpreter
-from .login import LoginInterpreter
 from .masking import loggable
+
+if TYPE_CHECKING:  # only the gateway mode needs to load it
+    from .login import LoginInterpreter
 from .verbs import Kind
 
 __all__ = ["Insight", "insight", "probing", "within_a_line"]

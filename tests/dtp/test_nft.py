@@ -105,7 +105,7 @@ def in_table(gateway: Namespace) -> list[str]:
     """The maps and sets of our table, once for each element."""
     listed = json.loads(gateway.run("nft", "-j", "list", "table", "inet", "ftpproxy"))["nftables"]
     sets = [item.get("map") or item.get("set") for item in listed if "map" in item or "set" in item]
-    assert len(sets) == 20
+    assert len(sets) == 22
     return [one["name"] for one in sets for _ in one.get("elem", [])]
 
 
@@ -326,6 +326,26 @@ def test_a_port_serves_many(three: World, stage: Stage) -> None:
                 talk(one, other)
             path.close()
     plane.close()
+    assert stage.left() == []
+
+
+@pytest.mark.netns
+def test_services_share_a_way_out(three: World, stage: Stage) -> None:
+    """Two services may lead one client to one port of a server; the way out stands until the last has done with it."""
+    family = FAMILIES[0]
+    other = NftPlane(stage.elements, PortRange(20500, 20501), stage.board, stage.doors)
+    first, _ = stage.open(passive(family))
+    second = other.open(passive(family), Owner())
+    assert isinstance(second, NftPath), second
+    first.close()
+    with (
+        listen(three.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(three.client, second.announced[Side.CLIENT], family.client) as client,
+        accept(listener) as server,
+    ):
+        assert peer(server).host == family.outside
+        talk(client, server)
+    other.close()
     assert stage.left() == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,10 +45,10 @@ def rules(gateway: Gateway, lab: Lab, kind: str, file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def daemon(gateway: Gateway, *flags: str) -> Iterator[int]:
-    """It in the background, and its process id; the line has returned, so it is ready."""
+def daemon(gateway: Gateway, *flags: str, by: Sequence[str] = ()) -> Iterator[int]:
+    """It in the background, started `by` a program, and its process id; the line has returned, so it is ready."""
     before = _pids(gateway)
-    done = gateway.run(*FTPPROXY, *flags, env=environment(), timeout=SECONDS)
+    done = gateway.run(*by, *FTPPROXY, *flags, env=environment(), timeout=SECONDS)
     started = _pids(gateway) - before
     try:
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
@@ -100,6 +100,19 @@ def test_a_process_for_each_family_and_the_first_one_goes(lab: Lab, tmp_path: Pa
             outcomes = run(lab.client, lab.dialled, server, left)
             assert [outcome.error for outcome in outcomes.values()] == [""] * len(left)
         assert "table inet ftpproxy\n" not in gateway.run("nft", "list", "tables").stdout
+
+
+def test_without_the_right_to_nftables(lab: Lab, tmp_path: Path) -> None:
+    """CAP_NET_RAW is enough where `tproxy` brings the connections."""
+    gateway = lab.gateways["client"]
+    with (
+        rules(gateway, lab, "tproxy", tmp_path / "rules.toml"),
+        FtpServer(lab.server, b"content" * 1000) as server,
+        daemon(gateway, "-b", "127.0.0.1", "-b", "::1", by=["setpriv", "--bounding-set=-net_admin"]),
+    ):
+        assert "table inet ftpproxy\n" not in gateway.run("nft", "list", "tables").stdout
+        outcomes = run(lab.client, lab.dialled, server, TRANSFERS)
+        assert {transfer: outcomes[transfer].error for transfer in TRANSFERS} == dict.fromkeys(TRANSFERS, "")
 
 
 def test_a_start_that_fails_is_told_on_the_terminal(lab: Lab) -> None:

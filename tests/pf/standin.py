@@ -4,6 +4,7 @@ It knows the calls that the engine makes, with the words that FreeBSD's pfctl an
 
     pfctl -s info                    pfctl -a ANCHOR -f -           replaces the anchor; nothing removes it
     pfctl -a ftp-proxy -s Anchors    pfctl -a ANCHOR -s labels      one line for each rule with a label
+    pfctl -s rules | nat             the anchors that the main ruleset calls, if `mood` has them as `conf`
 
 The file `mood` beside it says how it behaves: `{"busy": 3}` for so many loads, `{"fail": "..."}`, `{"stall": 1}`,
 `{"die": 9}`, `{"slow": 0.2}`, `{"wait": 1}` until there is a file `go`, `{"disabled": 1}`, `{"denied": 1}`,
@@ -45,6 +46,9 @@ if mood.get("denied"):
     fail("pfctl: /dev/pf: Permission denied")
 if arguments == ["-s", "info"]:
     print("Status: " + ("Disabled" if mood.get("disabled") else "Enabled for 0 days 00:01:02"))
+elif arguments in (["-s", "rules"], ["-s", "nat"]) and "conf" in mood:
+    filters = arguments[1] == "rules"
+    print("".join(line + "\n" for line in mood["conf"] if line.startswith("anchor") == filters), end="")
 elif arguments == ["-a", "ftp-proxy", "-s", "Anchors"]:
     for name in sorted(os.listdir(here + "/anchors")):
         print("  " + name.replace(":", "/"))
@@ -122,6 +126,11 @@ class StandIn:
     def calls(self) -> list[Call]:
         path = self.folder / "calls"
         return [Call(*json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def changes(self) -> list[Call]:
+        """Calls that were to change an anchor."""
+        return [call for call in self.calls if call.arguments[2:] == ["-f", "-"]]
 
     @property
     def loads(self) -> list[Call]:

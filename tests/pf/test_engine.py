@@ -26,6 +26,7 @@ from ftpproxy.pf.anchor import RuleOptions, render
 from ftpproxy.pf.client import Engine, start
 from ftpproxy.pf.engine import Anchors, Pfctl, serve_rules
 from ftpproxy.pf.messages import Answer, BadMessage, Bind, Count, Flush, Load, read_answer, read_request
+from ftpproxy.sockets import bound
 
 from .stage import Stage, lives, until
 from .standin import StandIn
@@ -85,7 +86,7 @@ def test_rules_come_and_go(stage: Stage) -> None:
     assert stage.pfctl.anchors == {anchor: render(PASSIVE, OPENBSD)}
     stage.engine.flush(number)
     stage.until(lambda: not stage.pfctl.anchors, "the anchor stays")
-    assert [call.arguments for call in stage.pfctl.calls[2:]] == [["-a", anchor, "-f", "-"]] * 2
+    assert [call.arguments for call in stage.pfctl.changes] == [["-a", anchor, "-f", "-"]] * 2
 
 
 def test_each_path_has_its_own_anchor_in_order(stage: Stage) -> None:
@@ -177,7 +178,7 @@ def test_a_stalled_pfctl_is_killed(tmp_path: Path) -> None:
         assert answer(stage, behind)[0] == ""
         assert len(stage.pfctl.anchors) == 1
         # Killed, it may have loaded: what was answered with an error is flushed.
-        assert [call.text for call in stage.pfctl.calls[2:]] == [
+        assert [call.text for call in stage.pfctl.changes] == [
             stage.pfctl.loads[0].text,
             "",
             stage.pfctl.loads[1].text,
@@ -215,6 +216,25 @@ def test_no_start_without_pfctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         start()
     with pytest.raises(EngineError, match="/nowhere/pfctl: No such file"):
         start("/nowhere/pfctl")
+
+
+CALLED = ['nat-anchor "ftp-proxy/*" all', 'rdr-anchor "ftp-proxy/*" all', 'anchor "ftp-proxy/*" all']
+
+
+@pytest.mark.parametrize(
+    ("conf", "missing"),
+    [
+        (CALLED, ()),
+        (CALLED[2:], ('nat-anchor "ftp-proxy/*"', 'rdr-anchor "ftp-proxy/*"')),
+        ([*CALLED[:2], 'anchor "others/*" all'], ('anchor "ftp-proxy/*"',)),
+    ],
+)
+def test_anchors_that_pf_conf_does_not_call(tmp_path: Path, conf: list[str], missing: tuple[str, ...]) -> None:
+    pfctl = StandIn(tmp_path / "pf")
+    pfctl.behave(conf=conf)
+    engine = start(str(pfctl.program))
+    assert engine.missing_lines == missing
+    engine.close()
 
 
 # Nothing is left behind
@@ -410,9 +430,9 @@ def test_the_small_ones_as_well(request_: Count | Flush | Bind) -> None:
     assert read_request(request_.line()) == request_
 
 
-@given(st.integers(0), st.text(), st.integers(0), st.just(()) | st.tuples(*[st.integers(0)] * 4))
-def test_answers(number: int, error: str, errno: int, counts: tuple[int, ...]) -> None:
-    answer = Answer(number, error, errno, counts)
+@given(st.integers(0), st.text(), st.integers(0), st.just(()) | st.tuples(*[st.integers(0)] * 4), st.lists(st.text()))
+def test_answers(number: int, error: str, errno: int, counts: tuple[int, ...], notes: list[str]) -> None:
+    answer = Answer(number, error, errno, counts, tuple(notes))
     assert read_answer(answer.line()) == answer
 
 
@@ -434,6 +454,19 @@ def test_anything_else_is_a_bad_message(octets: bytes) -> None:
 # Sockets
 
 
+def foreign_sockets() -> bool:
+    """Whether we may make them, by the option that this system is said to have."""
+    try:
+        bound(FOREIGN, transparent=True).close()
+    except OSError:
+        return False
+    return True
+
+
+FOREIGN_SOCKETS = foreign_sockets()
+needs_foreign_sockets = pytest.mark.skipif(not FOREIGN_SOCKETS, reason="no foreign addresses for us here")
+
+
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     engine = start(str(StandIn(tmp_path / "pf").program))
@@ -441,8 +474,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     engine.close()
 
 
-@pytest.mark.own_kernel
-@pytest.mark.skipif(os.geteuid() != 0, reason="foreign addresses need root")
+@needs_foreign_sockets
 @pytest.mark.parametrize("at", ["203.0.113.9:20", "203.0.113.9:50000", "[2001:db8::9]:20", "[2001:db8::9]:50000"])
 def test_a_foreign_socket(engine: Engine, at: str) -> None:
     """A real one, made by the engine with the option of this kernel, and passed."""
@@ -463,14 +495,12 @@ def test_a_foreign_socket(engine: Engine, at: str) -> None:
 def test_sockets_that_no_data_connection_needs(engine: Engine, at: str) -> None:
     with pytest.raises(PermissionError, match="is not the"):
         engine.bound(Endpoint.parse(at))
-    if os.geteuid() == 0:
+    if FOREIGN_SOCKETS:
         engine.bound(FOREIGN).close()  # the next one is made
 
 
-@pytest.mark.own_kernel
+@needs_foreign_sockets
 def test_a_socket_while_pfctl_is_slow(stage: Stage) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("foreign addresses need root")
     stage.pfctl.behave(slow=2)
     _, heard = load(stage)
     began = time.monotonic()

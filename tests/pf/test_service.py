@@ -118,7 +118,8 @@ def test_no_pfctl(folder: Path) -> None:
 
 def test_start_and_end(pfctl: StandIn, running: Running) -> None:
     watcher, worker = running.engine
-    assert [call.arguments for call in pfctl.calls] == [["-s", "info"], ["-a", "ftp-proxy", "-s", "Anchors"]]
+    assert [call.arguments for call in pfctl.calls[:2]] == [["-s", "info"], ["-a", "ftp-proxy", "-s", "Anchors"]]
+    assert not pfctl.changes
     running.process.send_signal(signal.SIGTERM)
     assert running.end() == 0
     assert not lives(watcher)

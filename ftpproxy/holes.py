@@ -1,0 +1,137 @@
+"""Lines of ours in the administrator's own chains: the holes in his firewall that data connections need.
+
+An accept in our table does not override a drop in his, so a chain of his that drops what it does not know needs one
+line, which depends on its hook (`rules.openings`).  `ftpproxy rules --apply --chain FAMILY/TABLE/CHAIN` inserts it at
+the head of the chain, with a comment by which it is known again: repeating that leaves one such line, and removal takes
+that one away and nothing else.  His next `flush ruleset` takes it along; what is to last belongs into his file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from . import rules
+from .config.values import Config
+from .rules import NoPermission, RulesError
+
+__all__ = ["COMMENT", "Chain", "check", "close", "close_all", "find", "open_in"]
+
+COMMENT = "ftpproxy: data connections"
+"""Of each line of ours."""
+
+FORM = re.compile(r"(inet|ip|ip6)/([A-Za-z_][\w.-]*)/([A-Za-z_][\w.-]*)")
+
+OF_IPTABLES = {
+    "FORWARD": "-I FORWARD -m conntrack --ctstate DNAT -j ACCEPT",
+    "INPUT": f"-I INPUT -m mark --mark {rules.FIREWALL_MARK:#x}/{rules.FIREWALL_MARK:#x} -j ACCEPT",
+}
+"""The same lines for iptables, which does not understand its tables any more when others have written in them."""
+
+
+@frozen
+class Chain:
+    """A chain of the administrator's with a hook that data connections pass."""
+
+    family: str
+    table: str
+    name: str
+    hook: str
+    """`forward` or `input`."""
+    ours: Sequence[int]
+    """The handles of lines of ours in it."""
+
+    def __str__(self) -> str:
+        return f"{self.family}/{self.table}/{self.name}"
+
+    @property
+    def removals(self) -> str:
+        """For nft."""
+        return "".join(f"delete rule {self.family} {self.table} {self.name} handle {handle}\n" for handle in self.ours)
+
+
+def find(name: str) -> Chain:
+    """The chain `name`, "FAMILY/TABLE/CHAIN".  Raises `RulesError`: no such form, no such chain, no hook of use."""
+    match = FORM.fullmatch(name)
+    if match is None:
+        raise RulesError(f"--chain {name}: it is FAMILY/TABLE/CHAIN, as in inet/filter/forward (or ip, ip6)")
+    family, table, chain = match.groups()
+    if family != "inet" and table == "filter" and chain in OF_IPTABLES:
+        program = "iptables" if family == "ip" else "ip6tables"
+        raise RulesError(f"--chain {name} is iptables' own; say it so: {program} {OF_IPTABLES[chain]}")
+    try:
+        entries = _listed("chain", family, table, chain)
+    except _Absent:
+        raise RulesError(f"--chain {name}: there is no such chain; `nft list chains` shows them all") from None
+    hook = next((entry["chain"].get("hook", "") for entry in entries if "chain" in entry), "")
+    if hook not in ("forward", "input"):
+        kind = f"hangs at the hook {hook}" if hook else "has no hook"
+        raise RulesError(f"--chain {name} {kind}; name the one with `hook forward` or `hook input`")
+    return Chain(family, table, chain, hook, [rule["handle"] for rule in _ours(entries)])
+
+
+def check(chains: Iterable[Chain], config: Config) -> None:
+    """Raises `RulesError` where `config` needs no line in one of them."""
+    for chain in chains:
+        if chain.hook not in rules.openings(config):
+            raise RulesError(f"--chain {chain}: {rules.NO_OPENING[chain.hook]}")
+
+
+def open_in(chains: Iterable[Chain], config: Config) -> None:
+    """Insert in each chain the line that `config` needs there, after a `check`.  Raises `RulesError`."""
+    openings = rules.openings(config)
+    text = ""
+    for chain in chains:
+        text += chain.removals
+        place = f"{chain.family} {chain.table} {chain.name}"
+        text += f'insert rule {place} {openings[chain.hook]} comment "{COMMENT}"\n'
+    rules.load(rules.tools(), text)
+
+
+def close(chains: Iterable[Chain]) -> None:
+    """Remove our lines from these chains.  Raises `RulesError`."""
+    rules.load(rules.tools(), "".join(chain.removals for chain in chains))
+
+
+def close_all() -> None:
+    """Remove our lines from all chains there are.  Raises `RulesError`."""
+    text = "".join(
+        f"delete rule {rule['family']} {rule['table']} {rule['chain']} handle {rule['handle']}\n"
+        for rule in _ours(_listed("ruleset"))
+    )
+    if text:
+        rules.load(rules.tools(), text)
+
+
+class _Absent(Exception):
+    """There is no such thing."""
+
+
+def _ours(entries: Iterable[Any]) -> list[Any]:
+    return [entry["rule"] for entry in entries if "rule" in entry and entry["rule"].get("comment") == COMMENT]
+
+
+def _listed(*what: str) -> list[Any]:
+    """What nft lists of it, without elements of sets.  Raises `_Absent`, `RulesError`."""
+    done = subprocess.run(
+        [rules.tools(), "-j", "-t", "list", *what],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LC_ALL": "C"},
+        check=False,
+    )
+    if done.returncode == 0:
+        entries: list[Any] = json.loads(done.stdout)["nftables"]
+        return entries
+    if "No such file or directory" in done.stderr:
+        raise _Absent
+    if "Operation not permitted" in done.stderr:
+        said = " ".join(done.stderr.split())
+        raise NoPermission(f"changing the rules needs CAP_NET_ADMIN in this network namespace: {said}")
+    raise RulesError(f"nft: {' '.join(done.stderr.split())}")

@@ -1,0 +1,84 @@
+"""Looking at and reloading a proxy while the kernel carries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftpproxy.control.caller import Caller, CallFailed
+from ftpproxy.lab.network import Lab, Topology
+from ftpproxy.lab.peers import FtpServer
+from ftpproxy.lab.proxy import Proxy, forward
+
+pytestmark = pytest.mark.netns
+
+PATIENCE = 20.0
+OCTETS = 64 << 20
+"""More than the sockets at both ends hold."""
+
+
+@pytest.fixture
+def lab(namespaces: None) -> Iterator[Lab]:
+    with Lab(Topology.CLIENT_NAT) as lab:
+        yield lab
+
+
+def load(proxy: Proxy) -> dict[str, Any]:
+    """The data connection of the only session; nothing if there is none that carries."""
+    with Caller(str(proxy.socket)) as caller:
+        sessions = caller.ask("sessions")
+    found: dict[str, Any] = sessions[0]["load"] if sessions and sessions[0]["load"] else {}
+    return found if found.get("up") else {}
+
+
+def grows_beyond(proxy: Proxy, octets: int) -> dict[str, Any]:
+    deadline = time.monotonic() + PATIENCE
+    while (found := load(proxy)).get("octets", 0) <= octets:
+        assert time.monotonic() < deadline, f"{found}\n{proxy.log}"
+        time.sleep(0.05)
+    return found
+
+
+def test_a_transfer_of_the_kernel_is_counted_and_survives_a_reload(lab: Lab, tmp_path: Path) -> None:
+    gateway = lab.gateways["client"]
+    config = forward(gateway, "tproxy", planes=("nft", "relay"))
+    with ExitStack() as stack:
+        server = stack.enter_context(FtpServer(lab.server, bytes(OCTETS)))
+        proxy = stack.enter_context(Proxy(gateway, config))
+        got = tmp_path / "got"
+        url = f"ftp://lab:lab@{lab.server_address(4)}/sample"
+        curl = lab.client.popen("curl", "-sS", "--limit-rate", "20M", "-o", str(got), url)
+        stack.callback(curl.wait)
+        stack.callback(curl.kill)
+        before = grows_beyond(proxy, 0)
+        assert (before["plane"], before["direction"], before["exact"]) == ("nft", "down", False)
+        text = proxy.file.read_text()
+        proxy.file.write_text(text.replace('planes = ["nft", "relay"]', 'planes = ["relay"]'))
+        with Caller(str(proxy.socket)) as caller:
+            assert caller.ask("reload")["notes"] == []
+        assert grows_beyond(proxy, before["octets"])["plane"] == "nft"
+        proxy.file.write_text(text.replace('clients = ["10.77.1.0/24"', 'clients = ["10.77.1.0/25"'))
+        with Caller(str(proxy.socket)) as caller:
+            notes = caller.ask("reload")["notes"]
+            assert notes == ["the redirect rules have changed: ftpproxy rules -c FILE --apply"]
+        assert curl.wait(PATIENCE) == 0
+        assert got.stat().st_size == OCTETS == len(server.content)
+        assert proxy.carried(1)
+        assert "plane=nft" in proxy.log
+
+
+def test_what_needs_the_table_for_the_first_time_is_refused(lab: Lab) -> None:
+    gateway = lab.gateways["client"]
+    with Proxy(gateway, forward(gateway, "tproxy")) as proxy:
+        text = proxy.file.read_text()
+        proxy.file.write_text(text.replace('planes = ["relay"]', 'planes = ["nft", "relay"]'))
+        with Caller(str(proxy.socket)) as caller, pytest.raises(CallFailed) as refused:
+            caller.ask("reload")
+        assert refused.value.code == 78
+        (problem,) = refused.value.answer["problems"]
+        assert problem.endswith('service "lan": the table in nftables is made at the start only: restart')
