@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import Any
 
+from .endpoints import Endpoint
+from .estate import Estate
+from .freezing import freeze, thaw
 from .reasons import Code, Reason
+from .records import ArrivalRecord
 from .switchboard import READ, Switchboard
 from .wire.proxyheader import BadHeader, HeaderReader, ProxyHeader
 
@@ -32,16 +37,25 @@ class Arrival:
         self,
         sock: socket.socket,
         board: Switchboard,
+        service: str,
+        peer: Endpoint,
         *,
         arrived: Callable[[socket.socket, ProxyHeader], None],
         strayed: Callable[[Reason], None],
+        seconds: float = SECONDS,
+        reader: Any = None,
     ) -> None:
+        """`seconds` are left for the header, of which `reader` is the state of a predecessor's.  Raises `Unthawable`
+        for a state that is none."""
         sock.setblocking(False)
         self._sock = sock
+        self._service = service
+        self._peer = peer
         self._arrived = arrived
         self._strayed = strayed
-        self._reader = HeaderReader()
-        self._deadline = board.now + SECONDS
+        self._board = board
+        self._reader = HeaderReader() if reader is None else thaw(reader, HeaderReader)
+        self._deadline = board.now + seconds
         self._watch = board.watch(sock, self._readable, self.crashed)
         self._watch.want(READ)
 
@@ -75,6 +89,17 @@ class Arrival:
     def _stray(self, reason: Reason) -> None:
         self.close()
         self._strayed(reason)
+
+    def leave(self, estate: Estate) -> ArrivalRecord:
+        """Write it down for a successor; it is of no further use here."""
+        self._watch.close()
+        return ArrivalRecord(
+            service=self._service,
+            descriptor=estate.descriptor(self._sock),
+            peer=self._peer,
+            reader=freeze(self._reader),
+            seconds=self._deadline - self._board.now,
+        )
 
     def close(self) -> None:
         """Idempotent."""

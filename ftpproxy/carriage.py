@@ -11,22 +11,30 @@ when something has come to its end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from attrs import evolve
 
 from .carried import Carried, Opening
 from .dtp.plane import Path, Pending
 from .endpoints import Endpoint, Side
+from .estate import Estate, Inheritance
+from .freezing import Unthawable, freeze, restore
+from .intercept.interceptor import GateError
 from .metrics import counts
-from .paths import Tally
+from .paths import Direction, Tally
 from .pi.actions import DropPath, EndTransfer, OpenPath, SettlePath, StartPath
 from .pi.interpreter import ProtocolInterpreter
-from .reasons import Code, code_of, fields
+from .reasons import Code, Reason, code_of, fields
+from .records import CarriageRecord, CarriedRecord
 from .switchboard import Switchboard
 from .terms import Terms
 
 __all__ = ["Carriage", "Principal"]
 
+LOST = Reason(Code.DATA_CUT, "not followed beyond a restart")
 MOST_PATHS = 8
 """Data connections alive at once: the next transfer's, and those that are on the way to their own end."""
 
@@ -47,6 +55,23 @@ class Principal(Protocol):
 
 def _already_logged(_: Exception) -> None:
     """What went wrong while something was closed: the switchboard has logged it."""
+
+
+class _Gone:
+    """The path of what has ended, or was lost, before this process."""
+
+    announced: Mapping[Side, Endpoint] = MappingProxyType({})
+    ready = reports_end = counts_at_once = True
+
+    def start(self, direction: Direction) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def so_far(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def leave(self, estate: Estate) -> None: ...
 
 
 class Carriage:
@@ -232,6 +257,74 @@ class Carriage:
             if carried.settled or self._principal.over:
                 self._account(carried)
             self._principal.carried(nothing_left=not self._carried)
+
+    # To a successor, and from a predecessor
+
+    def leave(self, estate: Estate) -> CarriageRecord:
+        """Write it down for a successor; it is of no further use here."""
+        known = list(dict.fromkeys([*self._carried.values(), *filter(None, [self._transfer])]))
+        return CarriageRecord(
+            carried=tuple(self._written_down(each, estate) for each in known),
+            opening=self._opening.spec if self._opening is not None else None,
+            fell_back=self._fell_back,
+            accounted=self._accounted,
+        )
+
+    def _written_down(self, carried: Carried, estate: Estate) -> CarriedRecord:
+        path = so_far = None
+        if carried.path in self._carried:
+            so_far = carried.path.so_far()
+            path = carried.path.leave(estate)
+        return CarriedRecord(
+            spec=carried.spec,
+            carried=freeze(carried),
+            age=self._board.now - carried.opened_at,
+            path=path,
+            so_far=so_far,
+            open=carried is self._open,
+            transfer=carried is self._transfer,
+        )
+
+    def inherit(self, record: CarriageRecord, inheritance: Inheritance) -> Callable[[ProtocolInterpreter | None], None]:
+        """Take up what a predecessor has left.  What is returned is to be called, with the interpreter, when
+        everything else of the session stands: it goes on with what was being opened, and reports what is lost.  Raises
+        `Unthawable`."""
+        self._fell_back, self._accounted = record.fell_back, record.accounted
+        lost: list[tuple[Carried, Tally | None]] = []
+        for each in record.carried:
+            carried = Carried(_Gone(), "", each.spec, opened_at=self._board.now - each.age)
+            restore(carried, each.carried)
+            if carried.tally is None:
+                try:
+                    carried.path = self._inherited(carried.plane, each.path, inheritance)
+                except (Unthawable, GateError, OSError) as error:
+                    what = carried.what or None
+                    self._principal.log(logging.WARNING, "data.lost", plane=carried.plane, what=what, reason=error)
+                    lost.append((carried, each.so_far))
+                self._carried[carried.path] = carried
+            if each.open:
+                self._open = carried
+            if each.transfer:
+                self._transfer = carried
+
+        def go_on(interpreter: ProtocolInterpreter | None) -> None:
+            for carried, so_far in lost:
+                if so_far is not None:
+                    self.finished(carried.path, evolve(so_far, exact=False, reason=LOST))
+                else:
+                    self.failed(carried.path, LOST)
+            if record.opening is not None and interpreter is not None:
+                self._open_path(interpreter, OpenPath(record.opening))
+
+        return go_on
+
+    def _inherited(self, name: str, left: Any, inheritance: Inheritance) -> Path:
+        for plane in self._terms.planes:
+            if plane.name == name:
+                if left is None:
+                    raise Unthawable("the plane cannot hand such a connection over")
+                return plane.inherit(left, self, inheritance)
+        raise Unthawable("the service has this plane no more")
 
     # The end
 

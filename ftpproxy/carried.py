@@ -8,6 +8,7 @@ from attrs import define, field
 
 from .dtp.plane import DataPlane, Opener, Path, Pending, Refused
 from .endpoints import Endpoint, Side
+from .freezing import GIVEN
 from .paths import Call, Direction, PathSpec, Tally
 from .pi.actions import StartPath
 from .reasons import Code, Reason, code_of
@@ -17,13 +18,13 @@ __all__ = ["Carried", "Opening"]
 _UNSUITED = Reason(Code.PLANE_UNSUITED, "it does not carry such paths")
 
 
-@define
+@define(eq=False)
 class Carried:
     """A path that is open, carries, or is on the way to its end."""
 
-    path: Path
+    path: Path = field(metadata=GIVEN)
     plane: str
-    spec: PathSpec
+    spec: PathSpec = field(metadata=GIVEN)
     what: bytes = b""
     """The transfer command, once it was sent."""
     direction: Direction | None = None
@@ -34,7 +35,7 @@ class Carried:
     tally: Tally | None = None
     """Once it has ended."""
     up: set[Side] = field(factory=set)
-    opened_at: float = 0.0
+    opened_at: float = field(default=0.0, metadata=GIVEN)
     """On the board's clock."""
 
     def missing(self) -> dict[str, object]:

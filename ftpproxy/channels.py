@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterable
 
 from . import sockets
+from .estate import Estate
 from .switchboard import READ, WRITE, Switchboard
 
 __all__ = ["MOST_UNSENT", "Channel"]
@@ -117,6 +118,18 @@ class Channel:
         """Give the socket away, with what can be read from it; the channel is of no further use."""
         self._watch.close()
         return self._sock
+
+    def leave(self, estate: Estate, *, client: bool) -> tuple[int, bytes] | None:
+        """Leave the socket to a successor, which is to send the octets; None if it is closed.  `client`: who is at its
+        other end may be told 421.  The channel is of no further use."""
+        if not self._watch.alive:
+            return None
+        self._watch.close()
+        return estate.descriptor(self._sock, client=client), bytes(self._unsent)
+
+    def inherit(self, unsent: bytes) -> None:
+        """Send first what a predecessor had still to send."""
+        self._unsent[:0] = unsent
 
     def close(self) -> None:
         """Idempotent.  What the kernel has taken is still delivered; what is unsent is lost."""

@@ -27,13 +27,16 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
+from attrs import frozen
+
 from . import sockets
 from .endpoints import Endpoint, IPAddress
+from .estate import Estate, Inheritance
 from .log import event
 from .metrics import counts
 from .switchboard import READ, Switchboard
 
-__all__ = ["Doors", "Expected"]
+__all__ = ["DoorRecord", "Doors", "Expected"]
 
 ACCEPTS = 16
 """Calls looked at in one turn."""
@@ -49,6 +52,14 @@ BROKEN = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT})
 """accept(2): errors of the door; all others are of that one call."""
 
 log = logging.getLogger(__name__)
+
+
+@frozen
+class DoorRecord:
+    """What a successor must know of a door."""
+
+    at: Endpoint
+    descriptor: int
 
 
 class Expected:
@@ -95,6 +106,10 @@ class _Door:
         del self.expected[guest.caller]
         if not self.expected:
             self._doors.shut(self)
+
+    def leave_to(self, estate: Estate) -> None:
+        self.watch.close()
+        estate.note("door", DoorRecord(self.at, estate.descriptor(self._socket)))
 
     def shut(self) -> None:
         self.watch.close()
@@ -147,6 +162,7 @@ class Doors:
         self.full: list[_Door] = []
         """Doors that found no descriptor for a call."""
         self._doors: dict[Endpoint, _Door] = {}
+        self._left: dict[Endpoint, socket.socket] = {}  # by a predecessor, for who is expected there
         self._reserved: set[tuple[Endpoint, IPAddress]] = set()
         board.sweep(self._sweep, _unanswered)
 
@@ -164,7 +180,8 @@ class Doors:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         door = self._doors.get(at)
         if door is None:
-            door = self._doors[at] = _Door(self, at, _listening(at, transparent=transparent))
+            sock = self._left.pop(at, None) or _listening(at, transparent=transparent)
+            door = self._doors[at] = _Door(self, at, sock)
         guest = door.expected[caller] = Expected(door, caller)
         return guest
 
@@ -184,6 +201,22 @@ class Doors:
         if self._doors.get(door.at) is door:
             del self._doors[door.at]
             door.shut()
+
+    def leave(self, estate: Estate) -> None:
+        """Leave every door to a successor, with who has called and was not seen yet.  No use is left here."""
+        for door in self._doors.values():
+            door.leave_to(estate)
+        self._doors.clear()
+
+    def inherit(self, record: DoorRecord, inheritance: Inheritance) -> None:
+        """The door of a predecessor; whoever is expected there first opens it.  Raises `Unthawable`."""
+        self._left[record.at] = inheritance.take(record.descriptor)
+
+    def drop_left(self) -> None:
+        """Shut what a predecessor has left and nobody is expected at."""
+        for sock in self._left.values():
+            sock.close()
+        self._left.clear()
 
     def close(self) -> None:
         """Shut all of them; nobody is told."""

@@ -8,6 +8,7 @@ in fields.
     bool int float str None     themselves             Enum                 the member's name
     bytes, bytearray            text, latin-1          address, Endpoint    text
     list deque set tuple        a list                 dict, Mapping        a list of pairs
+    Any                         what was frozen before, as it is
     attrs class, named tuple    an object by field     A | B                [class, what becomes of it]
 
 A field with the metadata `GIVEN` is no state but what its maker gives it (a policy, a collaborator).  An object
@@ -170,6 +171,7 @@ _PLAIN: dict[Any, _Codec] = {
     float: _scalar(float, int),
     str: _scalar(str),
     types.NoneType: _scalar(types.NoneType),
+    Any: _Codec(_same, _same),
     bytes: _text(lambda octets: octets.decode("latin-1"), lambda text: text.encode("latin-1"), "octets"),
     bytearray: _text(lambda octets: octets.decode("latin-1"), lambda text: bytearray(text.encode("latin-1")), "octets"),
     IPv4Address: _ADDRESS,

@@ -10,14 +10,16 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 from attrs import define
 
 from . import sockets
 from .endpoints import Endpoint
+from .estate import Estate
 from .intercept.interceptor import GateError
 from .log import event
+from .records import ListenerRecord
 from .service import Service
 from .switchboard import READ, Switchboard, Watch
 
@@ -94,19 +96,30 @@ class Listeners:
     def __iter__(self) -> Iterator[Listener]:
         return iter(self._listeners)
 
-    def open(self, service: Service, given: Sequence[socket.socket] = ()) -> None:
-        """Listen at the sockets that a supervisor has `given`; if there are none, everywhere that `service` says.
-        Raises `CannotListen`; its cause is a `PermissionError` where a privilege lacks."""
+    def open(
+        self,
+        service: Service,
+        given: Sequence[socket.socket] = (),
+        left: MutableMapping[Endpoint, socket.socket] | None = None,
+    ) -> None:
+        """Listen at the sockets that a supervisor has `given`; if there are none, everywhere that `service` says, with
+        the socket there that a predecessor has `left`, from which it goes.  Raises `CannotListen`; its cause is a
+        `PermissionError` where a privilege lacks."""
         for sock in given:
-            try:
-                service.gate.prepare(sock)
-            except GateError as error:
-                at = Endpoint.from_sockaddr(sock.getsockname())
-                raise CannotListen(f'service "{service.name}", {at}, as passed to us: {error}') from error.__cause__
-            self._add(service, sock)
-        if not given:
-            for at in service.listen:
-                self._add(service, _opened(service, at), at)
+            self._add(service, self._prepared(service, sock))
+        for at in () if given else service.listen:
+            sock_left = left.pop(at, None) if left else None
+            sock = _opened(service, at) if sock_left is None else self._prepared(service, sock_left)
+            self._add(service, sock, at)
+
+    @staticmethod
+    def _prepared(service: Service, sock: socket.socket) -> socket.socket:
+        try:
+            service.gate.prepare(sock)
+        except GateError as error:
+            at = Endpoint.from_sockaddr(sock.getsockname())
+            raise CannotListen(f'service "{service.name}", {at}, as passed to us: {error}') from error.__cause__
+        return sock
 
     def _add(self, service: Service, sock: socket.socket, wanted: Endpoint | None = None) -> None:
         listener = Listener(service, sock, Endpoint.from_sockaddr(sock.getsockname()), wanted)
@@ -202,6 +215,16 @@ class Listeners:
                 if at.host.is_unspecified and sockets.is_ours(target.host):
                     return True
         return False
+
+    def leave(self, estate: Estate) -> None:
+        """Accept nobody any more, and leave what no supervisor has to a successor: callers wait meanwhile."""
+        for listener in self._listeners:
+            if listener.watch is not None:
+                listener.watch.close()
+            if listener.wanted is not None:
+                number = estate.descriptor(listener.sock)
+                estate.note("listener", ListenerRecord(listener.wanted, number))
+        self._listeners.clear()
 
     def close(self) -> None:
         for listener in self._listeners:

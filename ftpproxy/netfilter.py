@@ -36,6 +36,8 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from attrs import frozen
+
 from .log import event
 from .nfmessages import (
     ELEMENT_SECONDS,
@@ -100,6 +102,16 @@ MOST_IN_A_BATCH = 100
 """Answers to more might not fit the receive buffer (208 KiB by default, 1 to 2 KiB for each)."""
 
 
+@frozen
+class TableRecord:
+    """What a successor must know of our table, which stays where it is."""
+
+    form: str
+    handle: bytes
+    standing: tuple[tuple[Element, float], ...]
+    """With the seconds that each has left."""
+
+
 class Elements:
     """The elements of our table, through one netlink socket that stays open (closing one costs up to 14 ms).
 
@@ -108,10 +120,13 @@ class Elements:
     packet filter.
     """
 
-    def __init__(self, reload: Callable[[], None] | None = None) -> None:
+    def __init__(self, reload: Callable[[], None] | None = None, form: str = "") -> None:
+        """`form` tells one text of the table from another."""
         self._reload = reload
+        self._form = form
         self._handle: bytes | None = None
         self._standing: dict[tuple[str, bytes], tuple[Element, float]] = {}  # and until when, if nobody removes it
+        self._left: dict[tuple[str, bytes], tuple[Element, float]] = {}  # by a predecessor, for who adds it
         self._prune_at = 0.0
         self.ways_out: dict[tuple[int, bytes], tuple[Element, int]] = {}
         """Elements for the way out that several paths may need, of whatever plane, by IP version and key; and how many
@@ -143,13 +158,21 @@ class Elements:
         for element in elements:
             if (known := self._standing.get((element.map, element.key))) is not None and known[1] > now:
                 raise failure(errno.EEXIST)
-        try:
-            self._exchange(elements, add=True)
-        except FileNotFoundError as error:
-            self._mend(error)
-            self._exchange(elements, add=True)
+        fresh = tuple(element for element in elements if not self._is_left(element, now))
+        if fresh or not elements:
+            try:
+                self._exchange(fresh, add=True)
+            except FileNotFoundError as error:
+                self._mend(error)
+                self._exchange(fresh, add=True)
         for element in elements:
-            self._standing[element.map, element.key] = element, now + element.seconds
+            place = element.map, element.key
+            self._standing[place] = self._left.pop(place, (element, now + element.seconds))
+
+    def _is_left(self, element: Element, now: float) -> bool:
+        """Whether it stands already, as a predecessor has left it."""
+        left, until = self._left.get((element.map, element.key), (None, 0.0))
+        return left is not None and left.data == element.data and until > now
 
     def remove(self, *elements: Element) -> None:
         """Remove them (at most 100); what is gone already (timed out, flushed) counts as removed, but costs
@@ -193,6 +216,33 @@ class Elements:
         if handle is None or handle != self._handle:
             self._mend(failure(errno.ENOENT))
 
+    def leave(self) -> TableRecord:
+        """Leave the table to a successor, as it stands."""
+        now = time.monotonic()
+        standing = [(element, until - now) for element, until in self._standing.values() if until > now]
+        return TableRecord(self._form, self._handle or b"", tuple(standing))
+
+    def inherit(self, record: TableRecord) -> None:
+        """What stands in the table that a predecessor has left.  Who adds one of these finds it standing; the others go
+        with `drop_left`.  `check` loads the table again, with all of them, if it is another one or of another form."""
+        now = time.monotonic()
+        self._handle = record.handle if record.form == self._form else b""
+        self._left = {(element.map, element.key): (element, now + seconds) for element, seconds in record.standing}
+
+    def keep(self, *elements: Element) -> None:
+        """These, which a predecessor has left, are ours; nothing happens where they are gone."""
+        for element in elements:
+            if (left := self._left.pop((element.map, element.key), None)) is not None:
+                self._standing[element.map, element.key] = left
+
+    def drop_left(self) -> None:
+        """Remove what a predecessor has left and nobody wants.  Raises `OSError`."""
+        left, self._left = self._left, {}
+        now = time.monotonic()
+        for element, until in left.values():
+            if until > now:
+                self.remove(element)
+
     def close(self) -> None:
         """Close the socket.  The elements stay until they are removed or time out."""
         self._socket.close()
@@ -216,7 +266,8 @@ class Elements:
         self.reloads += 1
         self._handle = self._table_handle()
         now = time.monotonic()
-        standing = [each._replace(seconds=until - now) for each, until in self._standing.values() if until - now > 0.1]
+        known = (*self._standing.values(), *self._left.values())
+        standing = [each._replace(seconds=until - now) for each, until in known if until - now > 0.1]
         for start in range(0, len(standing), MOST_IN_A_BATCH):
             self._exchange(tuple(standing[start : start + MOST_IN_A_BATCH]), add=True)
         event(log, logging.WARNING, "table.reloaded", table=f"inet {TABLE}", elements=len(standing))

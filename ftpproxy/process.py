@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from .activation import Inherited
 from .config.values import Config, ServiceConfig
 from .log import event
-from .privileges import Capability, become, find, has_other_users
+from .privileges import Capability, PrivilegeError, become, find, has_other_users
 
 __all__ = ["NoSuchUser", "drop_privileges", "given", "needed"]
 
@@ -49,8 +49,9 @@ class NoSuchUser(Exception):
     """The configuration names a user that this system does not have."""
 
 
-def drop_privileges(config: Config, *, table: bool) -> None:
-    """Become who the configuration says, if we are root; `table`: we have our own in nftables.
+def drop_privileges(config: Config, *, table: bool, belongings: Iterable[str] = ()) -> None:
+    """Become who the configuration says, if we are root; `table`: we have our own in nftables.  The paths `belongings`
+    become that user's.
 
     Raises `NoSuchUser`, `PrivilegeError`."""
     name = config.process.user
@@ -64,6 +65,11 @@ def drop_privileges(config: Config, *, table: bool) -> None:
         event(log, logging.WARNING, "privileges.kept", hint=hint)
         return
     keep = needed(config.services, table=table)
+    for path in belongings:
+        try:
+            os.chown(path, account.uid, -1)
+        except OSError as error:
+            raise PrivilegeError(f'cannot give {path} to the user "{account.name}": {error.strerror}') from error
     become(account, keep)
     event(log, logging.INFO, "privileges.dropped", user=account.name, kept=",".join(sorted(each.name for each in keep)))
 

@@ -20,6 +20,8 @@ from attrs import frozen
 from .channels import Channel
 from .endpoints import Endpoint, Side
 from .errands import Errand, Errands
+from .estate import Estate, Inheritance
+from .freezing import freeze, restore
 from .glance import Glance
 from .log import event
 from .metrics import counts
@@ -30,6 +32,7 @@ from .pi.insight import within_a_line
 from .pi.login import Dial, LetGo, LoginAction, LoginInterpreter
 from .pi.wishes import LoginSettings, Verify
 from .reasons import Code, Reason, code_of
+from .records import End, ReceptionRecord
 from .resolver import CallByName
 from .switchboard import READ, Switchboard
 from .tap import Tap, Trace
@@ -100,6 +103,7 @@ class Reception:
         watched = Channel(client_sock, board, partial(self._event, CLIENT), self.crashed, self._keepalive)
         self._channels = {CLIENT: watched}
         self._errand: CallByName | Errand[bool] | None = None
+        self._errand_for: Dial | Verify | None = None
         self._server: Endpoint | None = None
         self._deadlines: dict[Timer, float] = {}
         self._farewell_until = 0.0
@@ -202,8 +206,10 @@ class Reception:
 
     def _perform(self, action: LoginAction) -> None:
         if isinstance(action, Dial):
+            self._errand_for = action
             self._dial(action)
         elif isinstance(action, Verify):
+            self._errand_for = action
             users = self._gateway.users
             assert users is not None  # else nobody is asked to log in
             check = partial(users.check, action.user, action.password)
@@ -225,7 +231,7 @@ class Reception:
     # Errands
 
     def _verified(self, user: bytes, right: bool | None) -> None:
-        self._errand = None
+        self._errand = self._errand_for = None
         if not right:
             counts.failed_logins[self.service, Code.PROXY_DENIED] += 1
             self._log(logging.WARNING, "login.failed", code=Code.PROXY_DENIED, user=user)
@@ -252,7 +258,7 @@ class Reception:
         return self._login.admits(endpoint.host) and not self._ours(endpoint)
 
     def _unanswered(self, target: str, why: Reason) -> None:
-        self._errand = None
+        self._errand = self._errand_for = None
         self._log(logging.WARNING, "server.unreachable", server=target, code=why.code, reason=why)
         self._login.not_dialled(why)
         self._pump()
@@ -264,11 +270,49 @@ class Reception:
             sock.close()
             self._unanswered(target, Reason(Code.SERVER_GONE, error.strerror or str(error)))
             return
-        self._errand = None
+        self._errand = self._errand_for = None
         event_of_server = partial(self._event, SERVER)
         self._channels[SERVER] = Channel(sock, self._board, event_of_server, self.crashed, self._keepalive)
         self._login.dialled()
         self._pump()
+
+    # To a successor, and from a predecessor
+
+    def leave(self, estate: Estate) -> ReceptionRecord | None:
+        """Write it down for a successor; None where only last words are unsaid.  It is of no further use here."""
+        if self._errand is not None:
+            self._errand.close()
+        if self.over:
+            self._channels[CLIENT].close()
+            return None
+        ends = {side: channel.leave(estate, client=side is CLIENT) for side, channel in self._channels.items()}
+        return ReceptionRecord(
+            number=self.number,
+            service=self.service,
+            client=self.client,
+            orig_server=self.orig_server,
+            ends={side: End(*end) for side, end in ends.items() if end is not None},
+            server=self._server,
+            login=freeze(self._login),
+            errand=self._errand_for,
+            announce={side: tuple(hosts) for side, hosts in self.terms.announce.items()},
+            deadlines={timer: deadline - self._board.now for timer, deadline in self._deadlines.items()},
+        )
+
+    def inherit(self, record: ReceptionRecord, inheritance: Inheritance) -> None:
+        """Go on where a predecessor has left off; an errand is done once more.  To be called before anything happens.
+        Raises `Unthawable`: then it is to be closed."""
+        if (end := record.ends.get(SERVER)) is not None:
+            happened = partial(self._event, SERVER)
+            sock = inheritance.take(end.descriptor)
+            self._channels[SERVER] = Channel(sock, self._board, happened, self.crashed, self._keepalive)
+        for side, channel in self._channels.items():
+            channel.inherit(record.ends[side].unsent)
+        restore(self._login, record.login)
+        self._server = record.server
+        self._deadlines = {timer: self._board.now + seconds for timer, seconds in record.deadlines.items()}
+        if record.errand is not None:
+            self._perform(record.errand)
 
     # The end
 

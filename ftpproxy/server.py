@@ -14,8 +14,9 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import trio
 from attrs import evolve
@@ -85,12 +86,17 @@ class Server:
         """When those who are still here have to go."""
         self._over = trio.Event()
 
-    def listen(self, given: Mapping[str, Sequence[socket.socket]] = MappingProxyType({})) -> None:
-        """Open every listener; `given` are those that a supervisor has opened, by the name of the service.
+    def listen(
+        self,
+        given: Mapping[str, Sequence[socket.socket]] = MappingProxyType({}),
+        left: MutableMapping[Endpoint, socket.socket] | None = None,
+    ) -> None:
+        """Open every listener; `given` are those that a supervisor has opened, by the name of the service, `left` those
+        of a predecessor, from which those go that have a use.
 
         Raises `CannotListen`; its cause is a `PermissionError` where a privilege lacks."""
         for service in self._services:
-            self.listeners.open(service, given.get(service.name, ()))
+            self.listeners.open(service, given.get(service.name, ()), left)
         self.listeners.announce()
 
     # Who comes in
@@ -118,10 +124,14 @@ class Server:
         if not any(peer.host in network for network in service.proxy_protocol):
             self._admit(service, sock, peer)
             return
-        arrivals = self._census[service.name].arrivals
         if len(self._census[service.name]) >= service.most_sessions:
             self._turn_away(service, sock, peer, _LIMIT_SESSIONS)
             return
+        self.expect_header(service, sock, peer)
+
+    def expect_header(self, service: Service, sock: socket.socket, peer: Endpoint, **begun: Any) -> None:
+        """A load balancer's connection; `begun` is what `Arrival` is told of a predecessor's."""
+        arrivals = self._census[service.name].arrivals
 
         def arrived(sock: socket.socket, header: ProxyHeader) -> None:
             arrivals.discard(arrival)
@@ -135,7 +145,7 @@ class Server:
             arrivals.discard(arrival)
             _log_refusal(service, peer, reason)
 
-        arrival = Arrival(sock, self._board, arrived=arrived, strayed=strayed)
+        arrival = Arrival(sock, self._board, service.name, peer, arrived=arrived, strayed=strayed, **begun)
         arrivals.add(arrival)
 
     def _admit(self, service: Service, sock: socket.socket, client: Endpoint, called: Endpoint | None = None) -> None:
@@ -165,20 +175,23 @@ class Server:
                 if self.listeners.listens_at(server):
                     self._turn_away(service, sock, client, _LOOP)
                     return
-                self._begin(sock, client, orig_server, server, terms)
+                self.begin(sock, client, orig_server, server, terms)
             else:
-                self._receive(service.gateway, sock, client, orig_server, terms)
+                self.receive(service.gateway, sock, client, orig_server, terms)
 
-    def _begin(
+    def begin(
         self,
-        sock: socket.socket,
+        sock: socket.socket | None,
         client: Endpoint,
         orig_server: Endpoint,
         server: Endpoint,
         terms: Terms,
         number: int | None = None,
+        *,
+        call: bool = True,
     ) -> Session:
-        """With a `number` it goes on from a reception, and has its server already."""
+        """A session; with a `number` it goes on from a reception or a predecessor's session, and where it is not to
+        `call` it has its server already."""
         session = Session(
             next(self._numbers) if number is None else number,
             sock,
@@ -189,7 +202,7 @@ class Server:
             board=self._board,
             ended=self._ended,
             ours=self.listeners.listens_at,
-            call=number is None,
+            call=call,
         )
         census = self._census[terms.service]
         census.sessions.add(session)
@@ -198,11 +211,18 @@ class Server:
             welcome(session)
         return session
 
-    def _receive(
-        self, gateway: Gateway, sock: socket.socket, client: Endpoint, orig_server: Endpoint, terms: Terms
-    ) -> None:
+    def receive(
+        self,
+        gateway: Gateway,
+        sock: socket.socket,
+        client: Endpoint,
+        orig_server: Endpoint,
+        terms: Terms,
+        number: int | None = None,
+    ) -> Reception:
+        """A client of the gateway mode; with a `number` it goes on from a predecessor's."""
         reception = Reception(
-            next(self._numbers),
+            next(self._numbers) if number is None else number,
             sock,
             client=client,
             orig_server=orig_server,
@@ -218,11 +238,12 @@ class Server:
         census.of_client[client.host] += 1
         for welcome in list(self.newcomers.values()):
             welcome(reception)
+        return reception
 
     def _connected(self, reception: Reception, ends: Ends, handover: HandOver) -> None:
         self._left(reception)
         client, orig_server, terms = reception.client, reception.orig_server, reception.terms
-        session = self._begin(ends.client, client, orig_server, ends.at, terms, reception.number)
+        session = self.begin(ends.client, client, orig_server, ends.at, terms, reception.number, call=False)
         self._board.guard(lambda _: session.take_over(ends.server, handover), None, session.crashed)
 
     def _left(self, reception: Reception) -> None:
@@ -251,6 +272,21 @@ class Server:
         sock.close()
 
     # The life of the process
+
+    def count_from(self, number: int) -> None:
+        """The next session has at least this number."""
+        self._numbers = itertools.count(max(number, next(self._numbers)))
+
+    def forget(self) -> None:
+        """Nobody is here any more: they were left to a successor, with what their services have in the kernel."""
+        for census in self._census.values():
+            census.clear()
+        self._services, self._retired = (), []
+
+    @property
+    def everybody(self) -> list[Session | Reception | Arrival]:
+        """Everybody."""
+        return [*self.sessions, *self._others]
 
     @property
     def services(self) -> Sequence[Service]:

@@ -90,6 +90,10 @@ class Census:
     def __len__(self) -> int:
         return len(self.sessions) + len(self.receptions) + len(self.arrivals)
 
+    def clear(self) -> None:
+        for guests in (self.sessions, self.receptions, self.arrivals, self.of_client):
+            guests.clear()
+
     def leave(self, client: IPAddress) -> None:
         self.of_client[client] -= 1
         if not self.of_client[client]:

@@ -28,18 +28,20 @@ from .carriage import Carriage
 from .channels import MOST_UNSENT, Channel
 from .dial import Dial
 from .endpoints import Endpoint, Side
-from .glance import Glance, load_of, text
-from .log import event
+from .estate import Estate, Inheritance
+from .freezing import Unthawable, freeze, restore
 from .metrics import counts
 from .pi.actions import Action, Arm, Chunk, Denied, Hangup, LoginFailed, Need, Timer
 from .pi.handover import HandOver
-from .pi.insight import Insight, insight, probing
+from .pi.insight import probing
 from .pi.interpreter import ProtocolInterpreter
 from .reasons import Code, Reason, code_of
+from .records import End, SessionRecord
 from .routes import Route
 from .switchboard import READ, Switchboard
-from .tap import Tap, Trace
+from .tap import Tap
 from .terms import Terms
+from .watched import Watched
 from .wire.reply import reply
 
 __all__ = ["Session", "Terms"]
@@ -52,7 +54,7 @@ CLIENT, SERVER = Side.CLIENT, Side.SERVER
 log = logging.getLogger(__name__)
 
 
-class Session:
+class Session(Watched):
     """From the accepted client to the last octet of its last data connection."""
 
     __slots__ = (
@@ -65,6 +67,7 @@ class Session:
         "_interpreter",
         "_last_word",
         "_opened_at",
+        "_route",
         "_terms",
         "carriage",
         "client",
@@ -72,13 +75,12 @@ class Session:
         "orig_server",
         "over",
         "server",
-        "taps",
     )
 
     def __init__(
         self,
         number: int,
-        client_sock: socket.socket,
+        client_sock: socket.socket | None,
         *,
         client: Endpoint,
         orig_server: Endpoint,
@@ -89,8 +91,8 @@ class Session:
         ours: Callable[[Endpoint], bool] = lambda _: False,
         call: bool = True,
     ) -> None:
-        """Takes the socket and calls the server, or waits for `take_over`.  `ended` is called once, when everything
-        is closed; `ours` tells whether a call to an endpoint would come back to us.
+        """Takes the socket and calls the server, or waits for `take_over` or `inherit`.  `ended` is called once, when
+        everything is closed; `ours` tells whether a call to an endpoint would come back to us.
 
         Never raises for what a network can do: then the client is told 421.
         """
@@ -104,9 +106,11 @@ class Session:
         self._terms = terms
         self._board = board
         self._ended = ended
-        self._channels = {
-            CLIENT: Channel(client_sock, board, self._client_event, self.crashed, terms.timeouts.keepalive)
-        }
+        self._channels: dict[Side, Channel] = {}
+        if client_sock is not None:
+            self._open_channel(CLIENT, client_sock)
+        self._route: Route | None = None
+        """Once there is a server."""
         self._interpreter: ProtocolInterpreter | None = None
         self.carriage = Carriage(self, terms, board, ours)
         """Its data connections."""
@@ -127,16 +131,6 @@ class Session:
                 on_crash=self.crashed,
             )
 
-    @property
-    def terms(self) -> Terms:
-        """What it began with, and keeps."""
-        return self._terms
-
-    @property
-    def service(self) -> str:
-        """The name of the service that it belongs to."""
-        return self._terms.service
-
     # The call to the server
 
     def _unanswered(self, why: Reason) -> None:
@@ -148,19 +142,11 @@ class Session:
         """Go on with this connection to the server; `handover` tells what was said on it."""
         self._dial = None
         terms = self._terms
-        keepalive = terms.timeouts.keepalive
-        self._channels[SERVER] = Channel(sock, self._board, self._server_event, self.crashed, keepalive)
+        self._open_channel(SERVER, sock)
         proxy = Endpoint.from_sockaddr(sock.getsockname())
         announce = terms.announced(self.client.host, self.server.host)
-        route = Route(self.client, self.orig_server, self.server, proxy, announce)
-        self._interpreter = ProtocolInterpreter(
-            route,
-            terms.policy,
-            terms.timeouts,
-            active_source_port=terms.active_source_port,
-            translate=terms.translate,
-            handover=handover,
-        )
+        self._route = Route(self.client, self.orig_server, self.server, proxy, announce)
+        self._interpreter = self._interpreter_for(self._route, handover)
         self.log(
             logging.INFO,
             "session.open",
@@ -170,6 +156,76 @@ class Session:
             proxy=proxy,
         )
         self._pump()
+
+    def _interpreter_for(self, route: Route, handover: HandOver | None = None) -> ProtocolInterpreter:
+        return ProtocolInterpreter(
+            route,
+            self._terms.policy,
+            self._terms.timeouts,
+            active_source_port=self._terms.active_source_port,
+            translate=self._terms.translate,
+            handover=handover,
+        )
+
+    # To a successor, and from a predecessor
+
+    def leave(self, estate: Estate) -> SessionRecord:
+        """Write it down for a successor; it is of no further use here."""
+        now = self._board.now
+        view = self._look()
+        told = view is None or not view.unread
+        if self._farewell_until:  # last words that nobody reads are not worth a process
+            self._channels[CLIENT].close()
+        ends = {side: channel.leave(estate, client=told and side is CLIENT) for side, channel in self._channels.items()}
+        return SessionRecord(
+            number=self.number,
+            service=self.service,
+            client=self.client,
+            orig_server=self.orig_server,
+            server=self.server,
+            ends={side: End(*end) for side, end in ends.items() if end is not None},
+            route=self._route,
+            announce={side: tuple(hosts) for side, hosts in self._terms.announce.items()},
+            interpreter=self._interpreter and freeze(self._interpreter),
+            carriage=self.carriage.leave(estate),
+            deadlines={timer: deadline - now for timer, deadline in self._deadlines.items()},
+            quiet=now - self._last_word,
+            age=now - self._opened_at,
+            over=self.over,
+        )
+
+    def inherit(self, record: SessionRecord, inheritance: Inheritance) -> None:
+        """Go on where a predecessor has left off, with a server.  Raises `Unthawable`, `OSError`: then it is to be
+        closed."""
+        now = self._board.now
+        self.over = record.over
+        if (end := record.ends.get(SERVER)) is not None:
+            self._open_channel(SERVER, inheritance.take(end.descriptor))
+        elif not self.over:
+            raise Unthawable("there is no connection to the server")
+        for side, channel in self._channels.items():
+            channel.inherit(record.ends[side].unsent)
+        interpreter = None
+        if record.route is not None:
+            self._route = record.route
+            interpreter = self._interpreter_for(record.route)
+            restore(interpreter, record.interpreter)
+        self._deadlines = {timer: now + seconds for timer, seconds in record.deadlines.items()}
+        self._last_word, self._opened_at = now - record.quiet, now - record.age
+        carriage_goes_on = self.carriage.inherit(record.carriage, inheritance)
+        self._interpreter = interpreter
+
+        def go_on(_: float) -> None:
+            carriage_goes_on(interpreter)
+            if not self.over:
+                self._pump()
+            self._gone_if_done()
+
+        self._board.soon(go_on, self.crashed)
+
+    def _open_channel(self, side: Side, sock: socket.socket) -> None:
+        happened = self._client_event if side is CLIENT else self._server_event
+        self._channels[side] = Channel(sock, self._board, happened, self.crashed, self._terms.timeouts.keepalive)
 
     # Events
 
@@ -391,51 +447,3 @@ class Session:
     def _gone_if_done(self) -> None:
         if self.over and not self._farewell_until and not self.carriage:
             self._ended(self)
-
-    # The log
-
-    def log(self, level: int, name: str, **fields: object) -> None:
-        """An event of this session."""
-        if log.isEnabledFor(level):
-            event(log, level, name, session=self.number, client=self.client, **fields)
-        for tap in self.taps:
-            tap.happened(name, fields)
-
-    # Those who look
-
-    def _look(self) -> Insight | None:
-        return insight(self._interpreter) if self._interpreter is not None else None
-
-    def glance(self) -> Glance:
-        """What it is doing at this moment."""
-        now, view, carried = self._board.now, self._look(), self.carriage.foremost
-        verb, _, file = (view.command if view is not None else b"").partition(b" ")
-        return Glance(
-            session=self.number,
-            service=self.service,
-            state="ending" if self.over else "calling" if view is None else "unread" if view.unread else "open",
-            client=str(self.client),
-            server=str(self.server),
-            age=now - self._opened_at,
-            idle=0.0 if self.carriage.busy else now - self._last_word,
-            user=text(view.user) if view is not None else "",
-            command=text(verb),
-            file=text(file),
-            load=load_of(carried) if carried is not None else None,
-        )
-
-    @property
-    def quiet(self) -> bool:
-        """Whether nothing is under way: no data connection, and no command that the server has to answer."""
-        view = self._look()
-        return not self.carriage and (view is None or not (view.command or view.unread))
-
-    def tap(self, trace: Trace) -> None:
-        """Show `trace` what is said from now on."""
-        view = self._look()
-        within_a_line = view is not None and view.within_a_line
-        self.taps += (Tap(self.number, trace, self._look, within_a_line=within_a_line),)
-
-    def untap(self, trace: Trace) -> None:
-        """It is not wanted any more."""
-        self.taps = tuple(tap for tap in self.taps if tap.trace is not trace)

@@ -37,6 +37,7 @@ import errno
 import os
 import socket
 import time
+from hashlib import sha256
 from pathlib import Path
 
 from .netfilter import TABLE, NetfilterError, NoPermission, has_table
@@ -146,6 +147,10 @@ table inet ftpproxy {
 """
 
 
+FORM = sha256(PLANE_TABLE.encode()).hexdigest()[:16]
+"""Tells this text from that of another version."""
+
+
 class Claim:
     """The right to our table, which one process in a network namespace has: a second one would wipe out the elements
     of the first, and with the table its data connections.
@@ -198,6 +203,16 @@ class Claim:
             return
         load_table()
         self._loaded = not self._leave
+
+    def adopt(self) -> bool:
+        """Take over the table that a predecessor has left, as if we had loaded it; False where it belongs to another
+        process."""
+        self._loaded = self._taken()
+        return self._loaded
+
+    def leave(self) -> None:
+        """Leave the table to a successor: `close` gives back the right and nothing else."""
+        self._loaded = False
 
     def close(self) -> None:
         """Remove the table if we loaded it, and give the right back.  Raises `NetfilterError`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 
@@ -51,4 +50,6 @@ def told(arguments: argparse.Namespace, do: Callable[[str], int]) -> int:
 
 
 def print_json(value: object) -> None:
+    import json
+
     print(json.dumps(value, indent=2))

@@ -58,7 +58,10 @@ class Order:
 
 def number(text: str) -> int:
     """`17` or `#17`."""
-    return int(text.removeprefix("#"))
+    digits = text.removeprefix("#")
+    if not (digits.isascii() and digits.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a session; ftpproxy sessions has them")
+    return int(digits)
 
 
 def _reloaded(result: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 
@@ -28,11 +27,13 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    import json
+
     from .. import trace
     from ..control.caller import Caller
 
     whom = arguments.whom.lstrip("#")
-    asked: dict[str, object] = {"session": int(whom)} if whom.isdecimal() else {"address": whom}
+    asked: dict[str, object] = {"session": int(whom)} if whom.isascii() and whom.isdigit() else {"address": whom}
 
     def do(path: str) -> int:
         with Caller(path) as caller:

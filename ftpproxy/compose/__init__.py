@@ -36,11 +36,12 @@ from ..privileges import PrivilegeError
 from ..scrape import CannotServe, Scrape
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
-from ..table import Claim, may_load
+from ..table import FORM, Claim, may_load
 from ..vitals import Vitals
 from ..xferlog import Xferlog
 from . import monitoring
 from .control import open_control
+from .heritage import Heritage, Successor
 from .reload import Reload
 from .services import Shared, compose
 
@@ -73,6 +74,7 @@ def run(
     fail.  `file` is where the configuration was read, None where it is not a file's.
     """
     passed, supervisor = inherited(), Supervisor.from_environment()
+    heritage, successor = Heritage.found(passed, supervisor), Successor(supervisor, read, file)
     most = {service.name: service.limits.sessions for service in config.services}
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format, most)
     _spare_the_collector()
@@ -82,7 +84,7 @@ def run(
     try:
         claim = _claim(config)
         engine = _engine(config)
-        return trio.run(_serve, config, claim, engine, passed, supervisor, read, ready, file)
+        code = trio.run(_serve, config, claim, engine, passed, supervisor, heritage, successor, read, ready, file)
     except netfilter.NoPermission as error:
         return _fail(str(error), EX_NOPERM)
     except netfilter.NetfilterError as error:
@@ -105,6 +107,7 @@ def run(
             engine.close()
         if claim is not None:
             claim.close()
+    return successor.begin() if successor.left else code
 
 
 def _engine(config: Config) -> Engine | None:
@@ -135,12 +138,15 @@ async def _serve(
     engine: Engine | None,
     passed: Sequence[Inherited],
     supervisor: Supervisor,
+    heritage: Heritage,
+    successor: Successor,
     read: Callable[[], Config],
     ready: Callable[[], None],
     file: str | None,
 ) -> int:
     board = Switchboard()
-    elements = None if claim is None else netfilter.Elements(claim.load)
+    board.now = trio.current_time()  # what a predecessor has left is of this moment
+    elements = None if claim is None else netfilter.Elements(claim.load, FORM)
     announcer = Announcer()
     errands = Errands(board)
     xferlog = _xferlog(config)
@@ -153,9 +159,9 @@ async def _serve(
     scrape: Scrape | None = None
     address: Address | None = None
     try:
-        server.listen(process.given(passed, config.services))
+        server.listen(process.given(passed, config.services), heritage.listeners())
         address = open_control(config.control)
-        if claim is not None:
+        if claim is not None and not (elements and heritage.table(elements) and claim.adopt()):
             claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
             keep = _Keeper(elements)
@@ -163,11 +169,13 @@ async def _serve(
             board.sweep(keep, keep.crashed)
         if config.metrics.listen is not None:
             scrape = monitoring.scrape(config.metrics, server, elements)
-        process.drop_privileges(config, table=claim is not None)
+        belongings = address.belongings if address is not None else ()
+        process.drop_privileges(config, table=claim is not None, belongings=belongings)
         _warn(config)
         for line in engine.missing_lines if engine is not None else ():
             event(log, logging.WARNING, "pf.anchor_missing", line=line)
         vitals = Vitals(supervisor, server, board)
+        heritage.sessions(server, doors, elements)
         event(log, logging.INFO, "ready", services=len(services))
         ready()
         vitals.ready()
@@ -179,23 +187,37 @@ async def _serve(
                 vitals.stopping("finishing transfers")
                 server.terminate(reload.config.process.drain)
 
-            orders: Orders = {signal.SIGTERM: terminate, signal.SIGHUP: reload.by_signal}
+            def restart() -> None:
+                if successor.possible():
+                    vitals.stopping("restarting")
+                    successor.provide(server, board, doors, elements)
+                    server.stop()
+
+            orders: Orders = {
+                signal.SIGTERM: terminate,
+                signal.SIGHUP: reload.by_signal,
+                signal.SIGUSR2: restart,
+            }
             if address is not None:
                 nursery.start_soon(Hall(address, Desk(server, facts, reload)).run)
             if scrape is not None:
                 nursery.start_soon(scrape.run)
             await _run(server, orders, engine, board)
             nursery.cancel_scope.cancel()
-        vitals.stopping("stopping")
+        if not successor.left:
+            vitals.stopping("stopping")
         if engine is not None and engine.over:
             event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
             raise EngineError(f"{engine.over}; the service cannot go on without it")
     finally:
+        heritage.close()
         if address is not None:
             address.close()
         server.close()
         if scrape is not None:
             scrape.close()
+        if successor.left and claim is not None:
+            claim.leave()
         doors.close()
         if engine is not None:
             engine.close()

@@ -66,6 +66,11 @@ class Address:
             raise
         return cls(path, sock, gid, (status.st_dev, status.st_ino), directory)
 
+    @property
+    def belongings(self) -> tuple[str, ...]:
+        """What must be its user's where the process becomes somebody else: only then can it remove them."""
+        return (self.path,) if self._directory is None else (self.path, self._directory)
+
     def close(self) -> None:
         """Stop listening, and remove what is still ours: a successor's socket stays."""
         self.sock.close()
@@ -102,7 +107,11 @@ def _clear(path: str) -> None:
         probe.setblocking(False)
         code = probe.connect_ex(path)
     if code == errno.ECONNREFUSED:
-        os.unlink(path)
+        try:
+            os.unlink(path)
+        except OSError as error:
+            why = f"the socket of a process that is dead, and it cannot be removed: {error.strerror} (rm {path})"
+            raise CannotControl(f"{path}: {why}") from error
     elif code != errno.ENOENT:  # EAGAIN: somebody lives, and is busy
         raise CannotControl(
             f"{path}: another ftpproxy answers there; stop it, or give this one another [control] socket"

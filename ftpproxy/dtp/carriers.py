@@ -31,9 +31,12 @@ import os
 import socket
 from typing import Protocol
 
-from ..endpoints import Side
+from attrs import frozen
 
-__all__ = ["BUFFER", "Broken", "Carrier", "Copy", "Flow", "Splice"]
+from ..endpoints import Side
+from ..estate import Estate, Inheritance, Octets
+
+__all__ = ["BUFFER", "Broken", "Carrier", "Copy", "Flow", "FlowRecord", "Splice"]
 
 BUFFER = 256 << 10
 """Octets of the shared buffer: the most that `Copy` reads at once, and the most that it holds."""
@@ -67,18 +70,21 @@ class Carrier(Protocol):
     def push(self) -> int:
         """Write what is held; the octets that the sink took.  Raises as `pull`."""
 
+    def take_back(self) -> bytes:
+        """What is held, which is held no more.  Raises `OSError`."""
+
     def close(self) -> None: ...
 
 
 class Copy:
     """recv(2) and send(2) by way of the shared buffer, which nobody keeps past one call of `Flow.move`."""
 
-    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
+    def __init__(self, source: socket.socket, sink: socket.socket, held: bytes = b"") -> None:
         self._source = source
         self._sink = sink
-        self._rest = memoryview(b"")
-        self._ours = False  # whether `_rest` is a copy, not the shared buffer
-        self.held = 0
+        self._rest = memoryview(held)
+        self._ours = bool(held)  # whether `_rest` is a copy, not the shared buffer
+        self.held = len(held)
 
     def pull(self) -> int:
         self.held = self._source.recv_into(_scratch)
@@ -97,6 +103,10 @@ class Copy:
                 self._rest = memoryview(bytes(self._rest))
                 self._ours = True
         return sent
+
+    def take_back(self) -> bytes:
+        self.held = 0
+        return bytes(self._rest)
 
     def close(self) -> None:
         self._rest = memoryview(b"")
@@ -132,11 +142,27 @@ class Splice:
         self.held -= sent
         return sent
 
+    def take_back(self) -> bytes:
+        pieces = []
+        while self.held:
+            pieces.append(os.read(self._out, self.held))
+            self.held -= len(pieces[-1])
+        return b"".join(pieces)
+
     def close(self) -> None:
         if self._out >= 0:
             os.close(self._out)
             os.close(self._in)
             self._out = self._in = -1
+
+
+@frozen
+class FlowRecord:
+    """What a successor must know of a flow."""
+
+    octets: int
+    ended: bool
+    held: Octets | None
 
 
 class Flow:
@@ -212,6 +238,18 @@ class Flow:
             if self._splice_after is not None and self.octets >= self._splice_after and not self._carrier.held:
                 self._splice()
         return self.ended or self.octets != before
+
+    def leave(self, estate: Estate) -> FlowRecord:
+        """Leave it to a successor: what a pipe still holds as well.  It carries nothing any more.  Raises `OSError`."""
+        held = estate.octets(self._carrier.take_back()) if self.held else None
+        self._carrier.close()
+        return FlowRecord(self.octets, self.ended, held)
+
+    def inherit(self, record: FlowRecord, inheritance: Inheritance) -> None:
+        """Go on where a predecessor has left off.  Raises `Unthawable`."""
+        self.octets, self.ended = record.octets, record.ended
+        if record.held is not None:
+            self._carrier = Copy(self._source, self._sink, inheritance.octets(record.held))
 
     def close(self) -> None:
         """Give back what the carrier holds; the sockets are somebody else's."""

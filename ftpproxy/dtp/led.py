@@ -7,11 +7,12 @@ Nothing is announced before, and what was asked for is given back where the path
 
 from __future__ import annotations
 
+from ..estate import Inheritance
 from ..intercept.interceptor import GateError, Lead, LeadingGate, PortRange
 from ..paths import PathSpec
 from ..reasons import Code, Reason
 from ..switchboard import Switchboard
-from .plane import Opener, Pending, Refused
+from .plane import Opener, PathOwner, Pending, Refused
 from .relay import RelayPath, RelayPlane
 
 __all__ = ["LedPending", "LedRelay"]
@@ -118,6 +119,10 @@ class LedRelay:
             return Refused(str(error))
         self.pending.add(pending)
         return pending
+
+    def inherit(self, left: object, owner: PathOwner, inheritance: Inheritance) -> RelayPath:
+        """What carries goes on; who was awaited where pf led him to us is not, since those rules are gone."""
+        return self.relay.inherit(left, owner, inheritance)
 
     def _sweep(self, now: float) -> None:
         for pending in list(self.pending):

@@ -19,14 +19,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from attrs import frozen
+
 from .. import sockets
 from ..endpoints import ANY_PORT, Endpoint, Side
+from ..estate import Estate, Inheritance
 from ..intercept.interceptor import Gate, PortRange, nothing_to_release
 from ..paths import Await, Call, Leg
 from ..reasons import Code, Reason, call_failed
 from ..switchboard import WRITE, Switchboard, Watch
 
-__all__ = ["LegOwner", "RelayLeg"]
+__all__ = ["LegOwner", "LegRecord", "RelayLeg"]
 
 DIALS = 4
 """Ports tried where the pair of endpoints is in TIME_WAIT or in use."""
@@ -42,6 +45,17 @@ class LegOwner(Protocol):
     def leg_failed(self, side: Side, why: str) -> None: ...
 
     def crashed(self, error: Exception) -> None: ...
+
+
+@frozen
+class LegRecord:
+    """What a successor must know of a leg."""
+
+    descriptor: int | None = None
+    """Of its connection, if there is one or a call is under way."""
+    up: bool = False
+    dialled: float | None = None
+    """Seconds since the call, while it is unanswered."""
 
 
 class RelayLeg:
@@ -104,6 +118,30 @@ class RelayLeg:
             self.watch.want(WRITE)
         else:
             self._board.soon(partial(self._not_reached, code), self._owner.crashed)
+
+    def leave(self, estate: Estate) -> LegRecord:
+        """Leave it to a successor, which is to listen anew where nothing else is there.  Of no further use here; what
+        leads callers of an awaited leg here stays."""
+        self._closed = True
+        if self._watch is not None:
+            self._watch.close()
+        if self._socket is None or not (self.up or self.dialled_at is not None):
+            return LegRecord()
+        dialled = None if self.dialled_at is None else self._board.now - self.dialled_at
+        return LegRecord(estate.descriptor(self._socket), self.up, dialled)
+
+    def inherit(self, record: LegRecord, inheritance: Inheritance) -> None:
+        """Go on with the connection, or the call, of a predecessor.  Raises `Unthawable`."""
+        if record.descriptor is None:
+            return
+        sock = inheritance.take(record.descriptor)
+        if record.up:
+            self._take(sock, nothing_to_release, _unexpected)
+            self.up = True
+        else:  # the kernel knows the connection since the call, and what led it is needed no more
+            self._take(sock, nothing_to_release, self._answer_came)
+            self.dialled_at = self._board.now - (record.dialled or 0.0)
+            self.watch.want(WRITE)
 
     def close(self, *, cleanly: bool = False) -> None:
         """Give everything back; the peer sees a reset unless the connection ended `cleanly`.  Idempotent."""

@@ -35,267 +35,31 @@ administrator's forwards pass no chain and are not counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator
+from typing import Any
+
+from attrs import evolve
 
 from ..doors import Doors
-from ..endpoints import ANY_PORT, Endpoint, IPAddress, Side
+from ..endpoints import ANY_PORT, Endpoint, IPAddress
+from ..estate import Inheritance
+from ..freezing import Unthawable, thaw
 from ..intercept.interceptor import PortRange
-from ..netfilter import ELEMENT_SECONDS, Count, Element, Elements, called, carried, of_path
-from ..paths import Await, Direction, PathSpec, Tally
+from ..netfilter import ELEMENT_SECONDS, Element, Elements, called, carried, of_path
+from ..paths import PathSpec
 from ..reasons import Code, Reason
 from ..sockets import is_ours
 from ..switchboard import Switchboard
 from .alive import AlivePaths
-from .plane import CUT_SHORT, PathOwner, Refused
+from .nftpath import COUNTERS, NftPath, NftRecord, Way
+from .plane import PathOwner, Refused
 
-__all__ = ["NftPath", "NftPlane"]
-
-HEADERS = {4: 52, 6: 72}
-"""Octets of each packet that are not payload, by IP version."""
+__all__ = ["COUNTERS", "NftPath", "NftPlane"]
 
 MOST_TRIES = 500
 """How many ports one path tries before it gives up."""
-QUIET = {False: 60.0, True: 2.0}
-"""Seconds without an octet after which a settled transfer is over, by whether an end of the receiver's was seen.  Where
-not, a client may just be slow to read what the server's kernel still holds."""
-COUNTERS = ("forth", "back", "forth_end", "back_end")
-SELDOM = 10.0
-"""Seconds between two looks at the counters of a transfer, at most."""
-SHOWN = 1.0
-"""Seconds between two looks for those who watch, however many they are."""
 DATA_SETUP = 120.0
 DATA_IDLE = 900.0
-
-
-class NftPath:
-    """One data connection that the kernel carries.  Made by `NftPlane.open`."""
-
-    ready = True
-    reports_end = False
-    counts_at_once = True
-
-    def __init__(
-        self,
-        plane: NftPlane,
-        owner: PathOwner,
-        caller: Side,
-        at: Endpoint,
-        once: Element,
-        carried: Element,
-        counters: tuple[Element, ...],
-        out: Element,
-        release: Callable[[], None],
-    ) -> None:
-        """`once` and `carried` lead the caller's one call; `out` is its way out, which may be shared; `release` gives
-        its place back."""
-        self.announced: Mapping[Side, Endpoint] = {caller: at}
-        self._plane = plane
-        self._owner = owner
-        self._caller = caller
-        self._version = at.host.version
-        self._once = once
-        self._carried = carried
-        self._out: Element | None = out
-        self._release = release
-        self.counters = counters
-        self._counting = False
-        self._counted = [Count()] * len(COUNTERS)  # of counters that were replaced since
-        self._last = [Count()] * len(COUNTERS)
-        self._reloads = self._reloads_before = plane.elements.reloads
-        self._direction: Direction | None = None
-        now = plane.board.now
-        self._set_up_at = self._begun_at = self._moved_at = self._looked_at = now
-        self._renew_at = now + plane.seconds / 2
-        self._look_at = now + SELDOM
-        self._up = False
-        self._reported = False
-        self._settled = False
-        self._over = False
-
-    def start(self, direction: Direction) -> None:
-        with suppress(OSError):
-            self.count()  # if not, the call that is to come soon fails as well, and reports it
-        now = self._plane.board.now
-        if self._direction is not None:  # another file of the same connection (MODE B)
-            self._settled = False
-        self._direction = direction
-        self._set_up_at = self._begun_at = self._moved_at = self._look_at = now
-
-    def settle(self) -> None:
-        if self._over or self._settled:
-            return
-        self._settled = True
-        self._plane.board.behind(self._conclude, self.crashed)
-
-    def so_far(self) -> Tally | None:
-        now = self._plane.board.now
-        if not self._over and now - self._looked_at >= SHOWN:
-            self._look()
-        return self._tally(None, "") if self._up else None
-
-    def close(self) -> Tally | None:
-        if self._over:
-            return None
-        try:
-            self._look()
-        finally:
-            self._let_go()
-        if not self._up:
-            return None
-        return self._tally(None, "" if self._settled or self._ended else CUT_SHORT)
-
-    def crashed(self, error: Exception) -> None:
-        """Something in here went wrong."""
-        self._end(None, Reason(Code.INTERNAL, f"internal error: {error!r}"))
-
-    # The counters
-
-    @property
-    def _ended(self) -> bool:
-        """The sender's end has come by; where none is known, both have."""
-        ends = self._ends()
-        return all(ends.values()) if self._direction is None else ends[self._direction.sender]
-
-    def _ends(self) -> dict[Side, bool]:
-        return {self._caller: self._total(2).packets > 0, self._caller.peer: self._total(3).packets > 0}
-
-    def _total(self, which: int) -> Count:
-        before, last = self._counted[which], self._last[which]
-        return Count(before.packets + last.packets, before.octets + last.octets)
-
-    def count(self, _: float = 0.0) -> None:
-        """Install the counters that `open` has left out.  Raises `OSError`."""
-        if not self._counting and not self._over:
-            self._plane.elements.add(*self.counters[1:])
-            self._counting = True
-
-    def _look(self) -> None:
-        """Read the counters; before a transfer only whether the call has come."""
-        elements = self._plane.elements
-        self._looked_at = self._plane.board.now
-        before = self._payload()
-        if self._up or self._direction is not None:
-            read = elements.read(*self.counters)
-        else:
-            read = [*elements.read(self.counters[0]), *self._last[1:]]
-        if elements.reloads != self._reloads or any(now < then for now, then in zip(read, self._last, strict=True)):
-            self._reloads = elements.reloads  # the table was flushed: they began again
-            self._begin_again()
-        self._last = read
-        if read[0].packets and not self._up:
-            self._up = True
-            elements.forget(self._once)  # which the call took away
-            self._moved_at = self._plane.board.now
-        if self._payload() != before:
-            self._moved_at = self._plane.board.now
-
-    def _begin_again(self) -> None:
-        self._counted = [self._total(which) for which in range(len(COUNTERS))]
-        self._last = [Count()] * len(COUNTERS)
-
-    def _renew(self, now: float) -> None:
-        """Counters must not time out before the transfer.  (Linux changes the time of an element only since 6.12.)"""
-        self._begin_again()
-        self._counting = True
-        self._plane.elements.remove(*self.counters)
-        self._plane.elements.add(*self.counters)
-        self._renew_at = now + self._plane.seconds / 2
-
-    # The clock
-
-    def sweep(self, now: float) -> None:
-        """Look whether something has happened."""
-        if self._over or (now < self._look_at and not self._settled):
-            return
-        self._look()
-        # Soon at first, seldom when it has lasted.
-        self._look_at = now + (SELDOM if self._direction is None else min(SELDOM, now - self._begun_at))
-        if self._up:
-            self._sweep_carrying(now)
-        elif now - self._set_up_at > self._plane.data_setup:
-            caller = self._caller
-            text = f"no data connection came from the {caller} within {self._plane.data_setup:g} s"
-            self._end(None, Reason(Code.DATA_MISSING, text, side=caller, at=self.announced[caller]))
-
-    def _sweep_carrying(self, now: float) -> None:
-        if not self._reported:
-            self._reported = True
-            self._stop_awaiting()
-            for side in Side:
-                self._owner.connected(self, side)
-                if self._over:
-                    return
-        if self._ended or (self._settled and now - self._moved_at >= QUIET[any(self._ends().values())]):
-            self._end(None, "")
-        elif now - self._moved_at > self._plane.data_idle:
-            sender = self._direction.sender if self._direction is not None else Side.CLIENT
-            self._end(sender, Reason(Code.DATA_IDLE, f"idle for {self._plane.data_idle:g} s", side=sender))
-        elif now >= self._renew_at:
-            self._renew(now)
-
-    # The end
-
-    def _conclude(self, now: float) -> None:
-        """Settled: look whether anything more can come."""
-        if self._over or not self._settled:
-            return
-        self._look()
-        if not self._up:  # came and went while the table was gone, perhaps
-            self._plane.elements.check()
-            self._up = self._plane.elements.reloads != self._reloads_before
-        if not self._up:
-            text = f"no data connection came from the {self._caller}"
-            self._end(None, Reason(Code.DATA_MISSING, text, side=self._caller, at=self.announced[self._caller]))
-        elif self._ended:
-            self._end(None, "")
-        else:
-            self._stop_awaiting()
-
-    def _end(self, failed: Side | None, why: str) -> None:
-        if self._over:
-            return
-        self._let_go()
-        if self._up:
-            self._owner.finished(self, self._tally(failed, why))
-        else:
-            self._owner.failed(self, why)
-
-    def _tally(self, failed: Side | None, why: str) -> Tally:
-        octets = self._payload()
-        seconds = max(0.0, self._moved_at - self._begun_at)
-        return Tally(octets[Side.SERVER], octets[Side.CLIENT], seconds, exact=False, failed=failed, reason=why)
-
-    def _payload(self) -> dict[Side, int]:
-        """The octets that each side has sent."""
-        headers = HEADERS[self._version]
-        forth, back = self._total(0), self._total(1)
-        octets = {
-            self._caller: max(0, forth.octets - headers * forth.packets),
-            self._caller.peer: max(0, back.octets - headers * back.packets),
-        }
-        if self._direction is not None:
-            octets[self._direction.sender.peer] = 0
-        return octets
-
-    def _stop_awaiting(self, *others: Element) -> None:
-        """The call has come, or must not come any more; and remove `others`."""
-        gone = list(others)
-        if self._out is not None:
-            out, self._out = self._out, None
-            gone.append(self._carried)
-            if not self._up:
-                gone.append(self._once)
-            if self._plane.leaves(out):
-                gone.append(out)
-        if gone:
-            self._plane.elements.remove(*gone)
-
-    def _let_go(self) -> None:
-        self._over = True
-        self._plane.paths.forget(self)
-        self._release()
-        self._stop_awaiting(*self.counters[: None if self._counting else 1])
 
 
 class NftPlane:
@@ -361,7 +125,7 @@ class NftPlane:
                 )
         out = called(leg.peer, call.to, call.source, seconds=self.seconds)
         try:
-            return self._open(caller, leg, call.to, out, owner)
+            return self._open(Way(caller, leg, call), out, owner)
         except PermissionError:
             return Refused(
                 Reason(
@@ -372,7 +136,8 @@ class NftPlane:
         except OSError as error:
             return Refused(str(error))
 
-    def _open(self, caller: Side, leg: Await, to: Endpoint, out: Element, owner: PathOwner) -> NftPath | Refused:
+    def _open(self, way: Way, out: Element, owner: PathOwner) -> NftPath | Refused:
+        leg, to = way.leg, way.call.to
         place = leg.at.host.version, out.key
         shared, users = self.elements.ways_out.get(place, (None, 0))
         if shared is not None and shared != out:
@@ -381,21 +146,18 @@ class NftPlane:
             )
         if shared is not None:
             self.elements.remove(out)  # and again below: its time begins anew
-        version, seconds = leg.at.host.version, self.seconds
         for port in self._candidates(leg.at.port):
             at = leg.at.at(port)
             if self._doors.taken(at, leg.peer):
                 continue
-            once = of_path("once", leg.peer, at, seconds=seconds)
-            way_in = carried(leg.peer, at, to, seconds=seconds)
-            counters = tuple(Element(f"{kind}{version}", once.key, b"", seconds) for kind in COUNTERS)
+            once, way_in, counters = self._elements(leg.peer, at, to)
             try:
                 self.elements.add(once, way_in, counters[0], out)
             except FileExistsError:
                 continue
             self.elements.ways_out[place] = out, users + 1
             release = self._doors.reserve(at, leg.peer)
-            path = NftPath(self, owner, caller, at, once, way_in, counters, out, release)
+            path = NftPath(self, owner, evolve(way, leg=evolve(leg, at=at)), once, way_in, counters, out, release)
             self.paths.add(path)
             self.board.soon(path.count, path.crashed)
             return path
@@ -406,6 +168,13 @@ class NftPlane:
         return Refused(
             Reason(Code.PLANE_PORTS, f"no port is left for {leg.peer} in {self._ports}; more data_ports are needed")
         )
+
+    def _elements(self, peer: IPAddress, at: Endpoint, to: Endpoint) -> tuple[Element, Element, tuple[Element, ...]]:
+        """What leads `peer` from `at` to `to` once, and counts."""
+        version, seconds = at.host.version, self.seconds
+        once = of_path("once", peer, at, seconds=seconds)
+        counters = tuple(Element(f"{kind}{version}", once.key, b"", seconds) for kind in COUNTERS)
+        return once, carried(peer, at, to, seconds=seconds), counters
 
     def _candidates(self, wanted: int) -> Iterator[int]:
         return iter((wanted,)) if wanted != ANY_PORT else self._ports.once_round(MOST_TRIES)
@@ -428,6 +197,30 @@ class NftPlane:
         if (known := self._ours.get(host)) is None:
             known = self._ours[host] = is_ours(host)
         return known
+
+    def inherit(self, left: Any, owner: PathOwner, inheritance: Inheritance) -> NftPath:
+        record = thaw(left, NftRecord)
+        way = record.way
+        peer, at, to = way.leg.peer, way.leg.at, way.call.to
+        if len({host.version for host in (at.host, peer, to.host, way.call.source.host)}) != 1:
+            raise Unthawable("a path of two families")
+        if not len(record.counted) == len(record.last) == len(COUNTERS):
+            raise Unthawable(f"a path has {len(COUNTERS)} counters")
+        if self._doors.taken(at, peer):
+            raise Unthawable(f"{peer} is awaited at {at} already")
+        once, way_in, counters = self._elements(peer, at, to)
+        out = called(peer, to, way.call.source, seconds=self.seconds)
+        path = NftPath(
+            self, owner, way, once, way_in, counters, out if record.awaited else None, self._doors.reserve(at, peer)
+        )
+        path.inherit(record)
+        self.elements.keep(once, way_in, *counters, out)
+        if record.awaited:
+            place = at.host.version, out.key
+            ways_out = self.elements.ways_out
+            ways_out[place] = out, ways_out.get(place, (out, 0))[1] + 1
+        self.paths.add(path)
+        return path
 
     def close(self) -> None:
         self.paths.close()

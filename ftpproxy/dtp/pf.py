@@ -24,6 +24,8 @@ from attrs import evolve, frozen
 
 from ..doors import Doors
 from ..endpoints import ANY_PORT, Endpoint, IPAddress, Side
+from ..estate import Estate, Inheritance
+from ..freezing import Unthawable
 from ..intercept.interceptor import PortRange
 from ..log import event
 from ..paths import Await, Direction, PathSpec, Tally
@@ -157,6 +159,11 @@ class PfPath:
         if not self._over and self._plane.board.now - self._looked_at >= SHOWN:
             self._look()
         return self._tally(None, "") if self._up else None
+
+    def leave(self, estate: Estate) -> None:
+        """It cannot: anchors are the engine's, which ends with this process.  Its connection goes on uncounted."""
+        self._over = True
+        self._plane.take_down(self, self._place, self.number)
 
     def close(self) -> Tally | None:
         if self._over:
@@ -354,6 +361,9 @@ class PfPlane:
         """It is over.  What is loaded from now on is loaded after its rules are gone."""
         self.forget(which, place)
         self.engine.flush(number)
+
+    def inherit(self, left: object, owner: PathOwner, inheritance: Inheritance) -> PfPath:
+        raise Unthawable("a path of pf cannot be left")
 
     def close(self) -> None:
         self._paths.close()

@@ -23,11 +23,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from attrs import frozen
 
 from ..endpoints import Endpoint, Side
+from ..estate import Estate, Inheritance
 from ..paths import Direction, PathSpec, Tally
 from ..reasons import Code, Reason
 
@@ -95,6 +96,10 @@ class Path(Protocol):
         Returns what it had carried; None if it never did, or has ended before.
         """
 
+    def leave(self, estate: Estate) -> Any:
+        """Leave it to a successor: what `DataPlane.inherit` needs, as JSON can carry it; None where that cannot be.  It
+        carries nothing any more and calls nobody, but what stands in the kernel for it stays."""
+
 
 class PathOwner(Protocol):
     """Whom a path reports to: a session."""
@@ -126,6 +131,12 @@ class DataPlane(Protocol):
 
     def open(self, spec: PathSpec, owner: Opener) -> Path | Refused | Pending:
         """Prepare it.  Never waits, never calls `owner` before it has returned."""
+
+    def inherit(self, left: Any, owner: PathOwner, inheritance: Inheritance) -> Path:
+        """Go on with a path that a predecessor has left.  As `open` it never waits and never calls `owner`.
+
+        Raises `Unthawable`, `OSError` or `GateError`: then the path is lost.
+        """
 
     def close(self) -> None:
         """Give everything back; open paths are closed."""

@@ -28,15 +28,20 @@ The clocks are looked at in one sweep a second, for all paths of the plane.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from attrs import evolve, frozen
 
 from ..endpoints import Endpoint, Side
+from ..estate import Estate, Inheritance
+from ..freezing import Unthawable, freeze, thaw
 from ..intercept.interceptor import Gate, GateError, PortRange
-from ..paths import Await, Call, Direction, PathSpec, Tally
+from ..paths import Await, Call, Direction, Leg, PathSpec, Tally
 from ..reasons import Code, Reason
 from ..switchboard import READ, WRITE, Switchboard
 from .alive import AlivePaths
-from .carriers import Broken, Flow
-from .legs import RelayLeg
+from .carriers import Broken, Flow, FlowRecord
+from .legs import LegRecord, RelayLeg
 from .plane import CUT_SHORT, PathOwner, Refused
 
 __all__ = ["RelayPath", "RelayPlane"]
@@ -58,6 +63,23 @@ DATA_IDLE = 900.0
 
 CLOSE_WAIT = 60.0
 """Seconds that the receiver has to close after it was told the end of file."""
+
+
+@frozen(kw_only=True)
+class PathRecord:
+    """What a successor must know of a path.  Times are seconds ago."""
+
+    spec: PathSpec
+    """With the ports of awaited legs."""
+    announced: dict[Side, Endpoint]
+    dialled: set[Side]
+    direction: Direction | None
+    legs: dict[Side, LegRecord]
+    flows: dict[Side, FlowRecord]
+    set_up: float
+    up: float
+    moved: float
+    delivered: bool
 
 
 class RelayPath:
@@ -117,6 +139,57 @@ class RelayPath:
         self._let_go(cleanly=sent)
         return self._tally(None, "" if sent else CUT_SHORT)
 
+    # To a successor, and from a predecessor
+
+    def leave(self, estate: Estate) -> Any:
+        now = self._board.now
+        self._over = True
+        self._plane.paths.forget(self)
+        record = PathRecord(
+            spec=self._spec_as_announced(),
+            announced=dict(self.announced),
+            dialled=self._dialled,
+            direction=self._direction,
+            legs={side: leg.leave(estate) for side, leg in self._legs.items()},
+            flows={side: flow.leave(estate) for side, flow in self._flows.items()},
+            set_up=now - self._set_up_at,
+            up=now - self._up_at,
+            moved=now - self._moved_at,
+            delivered=self._delivered,
+        )
+        return freeze(record)
+
+    def _spec_as_announced(self) -> PathSpec:
+        def leg(side: Side) -> Leg:
+            spec = self._legs[side].spec
+            return evolve(spec, at=self.announced[side]) if isinstance(spec, Await) else spec
+
+        return PathSpec(leg(Side.CLIENT), leg(Side.SERVER))
+
+    def inherit(self, record: PathRecord, inheritance: Inheritance) -> None:
+        """Go on where a predecessor has left off.  Raises `Unthawable`, `GateError`, `OSError`; then nothing is left
+        over."""
+        now = self._board.now
+        self.announced = record.announced
+        self._direction, self._delivered = record.direction, record.delivered
+        self._set_up_at, self._up_at, self._moved_at = now - record.set_up, now - record.up, now - record.moved
+        try:
+            for side, leg in self._legs.items():
+                leg.inherit(record.legs.get(side, LegRecord()), inheritance)
+                if not leg.up and isinstance(leg.spec, Await):
+                    leg.listen()
+                elif not leg.up and side in record.dialled and leg.dialled_at is None:
+                    leg.dial()
+            self._dialled = record.dialled
+            if record.flows:
+                self._pair_flows()
+                for side, flow in self._flows.items():
+                    flow.inherit(record.flows[side], inheritance)
+                self._watch()
+        except BaseException:
+            self._let_go(cleanly=False)
+            raise
+
     # From the legs
 
     def leg_up(self, side: Side) -> None:
@@ -143,14 +216,22 @@ class RelayPath:
     # Carrying
 
     def _carry(self) -> None:
+        self._pair_flows()
+        self._up_at = self._moved_at = self._board.now
+        self._watch()
+
+    def _pair_flows(self) -> None:
         client, server = self._legs[Side.CLIENT], self._legs[Side.SERVER]
         down, up = Flow.pair(client.connection, server.connection, splice_after=self._plane.splice_after)
         self._flows = {Side.SERVER: down, Side.CLIENT: up}
-        self._up_at = self._moved_at = self._board.now
         client.watch.callback = self._client_event
         server.watch.callback = self._server_event
-        client.watch.want(READ)
-        server.watch.want(READ)
+
+    def _watch(self) -> None:
+        """Wait for what the flows need."""
+        for leg in self._legs.values():
+            reading, writing = self._flows[leg.side].wants_read, self._flows[leg.side.peer].wants_write
+            leg.watch.want((READ if reading else 0) | (WRITE if writing else 0))
 
     def _client_event(self, events: int) -> None:
         self._event(Side.CLIENT, events)
@@ -179,9 +260,7 @@ class RelayPath:
             self._owner.delivered(self)
             if self._over:
                 return
-        for leg in self._legs.values():
-            reading, writing = self._flows[leg.side].wants_read, self._flows[leg.side.peer].wants_write
-            leg.watch.want((READ if reading else 0) | (WRITE if writing else 0))
+        self._watch()
 
     # The clock
 
@@ -286,6 +365,15 @@ class RelayPlane:
             path.set_up()
         except (GateError, OSError) as error:
             return Refused(str(error))
+        self.paths.add(path)
+        return path
+
+    def inherit(self, left: Any, owner: PathOwner, inheritance: Inheritance) -> RelayPath:
+        record = thaw(left, PathRecord)
+        if record.flows and record.flows.keys() != set(Side):
+            raise Unthawable("a path with one flow")
+        path = RelayPath(self, record.spec, owner)
+        path.inherit(record, inheritance)
         self.paths.add(path)
         return path
 

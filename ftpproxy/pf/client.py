@@ -74,8 +74,8 @@ def start(program: str | None = None, *, seconds: float = SECONDS) -> Engine:
     if program is None:
         raise EngineError("the program pfctl was not found; OpenBSD and FreeBSD have it")
     ours, theirs = zip(socket.socketpair(), socket.socketpair(), strict=True)
-    here = str(Path(__file__).parents[2])  # the very package that we are, and nothing from the working directory
-    paths = os.environ.get("PYTHONPATH")
+    # The very package that we are, and nothing from the working directory, which is another one there.
+    paths = [str(Path(__file__).parents[2]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     descriptors = [end.fileno() for end in theirs]
     try:
         process = subprocess.Popen(
@@ -87,7 +87,7 @@ def start(program: str | None = None, *, seconds: float = SECONDS) -> Engine:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             cwd="/",
-            env={**os.environ, "PYTHONPATH": here + os.pathsep + paths if paths else here},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths))},
             start_new_session=True,  # a terminal's signals are for the proxy
         )
     except OSError as error:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import socket
+import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +132,18 @@ def test_a_killed_session_takes_its_transfer_along(mortal: Stage) -> None:
     until(lambda: mortal.sessions == [])
     with Client(mortal.at) as another:
         another.log_in()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_becomes_somebody_else_takes_the_socket_along(ftp_server: FtpServer, stack: ExitStack) -> None:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ftpproxy-control-")))
+    folder.chmod(0o755)
+    more = f'[control]\nsocket = "{folder}/made/control"\n[process]\nuser = "nobody"\n'
+    stage = new_stage(stack, ftp_server, more)
+    stage.log_has("privileges.dropped user=nobody")
+    uid = pwd.getpwnam("nobody").pw_uid
+    assert (stage.proxy.socket.stat().st_uid, stage.proxy.socket.parent.stat().st_uid) == (uid, uid)
+    assert stage.ask("status")["state"] == "running"
+    send(stage, signal.SIGINT)
+    assert ended(stage) == 0
+    assert not stage.proxy.socket.exists()

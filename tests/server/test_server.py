@@ -16,6 +16,8 @@ import pytest
 from ftpproxy.doors import Doors
 from ftpproxy.dtp.plane import PathOwner, Refused
 from ftpproxy.endpoints import Endpoint, Side
+from ftpproxy.estate import Estate, Inheritance
+from ftpproxy.freezing import Unthawable
 from ftpproxy.intercept.direct import DirectGate
 from ftpproxy.paths import Direction, PathSpec, Tally
 from ftpproxy.pi.policy import Policy, Timeouts
@@ -51,6 +53,8 @@ class IdlePath:
         self.closed = True
         return self.tally
 
+    def leave(self, estate: Estate) -> None: ...
+
 
 class IdlePlane:
     name = "idle"
@@ -64,6 +68,9 @@ class IdlePlane:
     def open(self, spec: PathSpec, owner: PathOwner) -> IdlePath | Refused:
         self.paths.append(IdlePath(owner))
         return self.paths[-1]
+
+    def inherit(self, left: Any, owner: PathOwner, inheritance: Inheritance) -> IdlePath:
+        raise Unthawable("it was never left")
 
     def close(self) -> None: ...
 

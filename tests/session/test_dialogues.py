@@ -9,14 +9,18 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ftpproxy.dtp.plane import Opener, PathOwner, Pending, Refused
 from ftpproxy.endpoints import Endpoint, Side
+from ftpproxy.estate import Estate, Inheritance
+from ftpproxy.freezing import thaw
 from ftpproxy.paths import Direction, PathSpec, Tally
 from ftpproxy.pi.actions import Timer
 from ftpproxy.pi.policy import Timeouts
+from ftpproxy.records import SessionRecord
 from ftpproxy.session import Session, Terms
 from ftpproxy.switchboard import Switchboard
 
@@ -45,6 +49,9 @@ class ScriptedPath:
     def close(self) -> None:
         self._asked.append("close")
 
+    def leave(self, estate: Estate) -> str:
+        return "as it is"
+
 
 class ScriptedPlane:
     """Answers each `open` with the script's next `opened` or `refused`."""
@@ -65,6 +72,12 @@ class ScriptedPlane:
         if answer.word == "refused":
             return Refused("as the script says")
         self.path = ScriptedPath(owner, *scripts.opened(answer), self.asked)
+        return self.path
+
+    def inherit(self, left: Any, owner: PathOwner, inheritance: Inheritance) -> ScriptedPath:
+        assert self.path is not None
+        assert left == "as it is"
+        self.path.owner = owner
         return self.path
 
     def close(self) -> None: ...
@@ -104,24 +117,27 @@ class Stage:
         self.board = Switchboard()
         self.plane = planes[0]
         self.ended: list[Session] = []
+        self.successive = False
+        """Whether the session goes on in another one between any two lines."""
         listener = socket.create_server(("127.0.0.1", 0))
         client = socket.create_connection(listener.getsockname())
         here, _ = listener.accept()
         # The session calls a loopback listener but believes the addresses of the script.
         monkeypatch.setattr("ftpproxy.session.Route", lambda *_: script.route)
+        self.terms = Terms(
+            service="test",
+            policy=script.policy,
+            timeouts=Timeouts(),
+            planes=planes,
+            **script.terms,
+        )
         self.session = Session(
             1,
             here,
             client=script.route.client,
             orig_server=script.route.orig_server,
             server=Endpoint.from_sockaddr(listener.getsockname()),
-            terms=Terms(
-                service="test",
-                policy=script.policy,
-                timeouts=Timeouts(),
-                planes=planes,
-                **script.terms,
-            ),
+            terms=self.terms,
             board=self.board,
             ended=self.ended.append,
         )
@@ -175,6 +191,30 @@ class Stage:
         assert self.plane.asked, "nothing was asked of the plane"
         return self.plane.asked.pop(0)
 
+    def succeed(self) -> None:
+        """The session goes on in another one, which knows of it what an estate has carried."""
+        estate = Estate()
+        estate.note("session", self.session.leave(estate))
+        inheritance = Inheritance(estate.sealed())
+        for end in estate.left:
+            end.close()
+        ((_, left),) = inheritance.read()
+        record = thaw(left, SessionRecord)
+        self.session = Session(
+            1,
+            inheritance.take(record.ends[Side.CLIENT].descriptor),
+            client=record.client,
+            orig_server=record.orig_server,
+            server=record.server,
+            terms=self.terms,
+            board=self.board,
+            ended=self.ended.append,
+            call=False,
+        )
+        self.session.inherit(record, inheritance)
+        inheritance.close()
+        self.board.turn()
+
     def close(self) -> None:
         self.session.dismiss("the test is over")
         for peer in self.peers.values():
@@ -225,10 +265,14 @@ class Stage:
         self.settle()
 
 
-@pytest.fixture(params=[ScriptedPlane, LatePlane], ids=["at once", "later"])
+@pytest.fixture(
+    params=[(ScriptedPlane, False), (LatePlane, False), (ScriptedPlane, True)], ids=["at once", "later", "successive"]
+)
 def stage(path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     script = scripts.read(path)
-    stage = Stage(script, monkeypatch, request.param(script.lines))
+    plane, successive = request.param
+    stage = Stage(script, monkeypatch, plane(script.lines))
+    stage.successive = successive
     yield stage
     stage.close()
 
@@ -237,6 +281,8 @@ def stage(path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 def test_dialogue(path: Path, stage: Stage) -> None:
     for line in scripts.read(path).lines:
         try:
+            if stage.successive and not stage.session.over:
+                stage.succeed()
             stage.play(line)
         except AssertionError as error:
             raise AssertionError(f"{path.name}:{line.number}: {error}") from error

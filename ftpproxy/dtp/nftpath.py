@@ -1,0 +1,340 @@
+"""One data connection that the kernel carries: its counters, its clocks and its end.  What it is made of, and why, is
+told in `dtp.nft`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from ..endpoints import Endpoint, Side
+from ..estate import Estate
+from ..freezing import freeze
+from ..netfilter import Count, Element
+from ..paths import Await, Call, Direction, Tally
+from ..reasons import Code, Reason
+from .plane import CUT_SHORT, PathOwner
+
+if TYPE_CHECKING:
+    from .nft import NftPlane
+
+__all__ = ["COUNTERS", "NftPath", "NftRecord", "Way"]
+
+HEADERS = {4: 52, 6: 72}
+"""Octets of each packet that are not payload, by IP version."""
+
+QUIET = {False: 60.0, True: 2.0}
+"""Seconds without an octet after which a settled transfer is over, by whether an end of the receiver's was seen.  Where
+not, a client may just be slow to read what the server's kernel still holds."""
+COUNTERS = ("forth", "back", "forth_end", "back_end")
+SELDOM = 10.0
+"""Seconds between two looks at the counters of a transfer, at most."""
+SHOWN = 1.0
+"""Seconds between two looks for those who watch, however many they are."""
+
+
+@frozen
+class Way:
+    """Who calls where, and where that leads."""
+
+    caller: Side
+    leg: Await
+    """With its port."""
+    call: Call
+
+
+@frozen(kw_only=True)
+class NftRecord:
+    """What a successor must know of a path.  Times are seconds ago, or (`renew`) until then."""
+
+    way: Way
+    awaited: bool
+    """The call has not come."""
+    counting: bool
+    counted: tuple[Count, ...]
+    last: tuple[Count, ...]
+    flushed: bool
+    """The table was lost since it was opened."""
+    direction: Direction | None
+    set_up: float
+    begun: float
+    moved: float
+    renew: float
+    up: bool
+    reported: bool
+    settled: bool
+
+
+class NftPath:
+    """One data connection that the kernel carries.  Made by `NftPlane.open`."""
+
+    ready = True
+    reports_end = False
+    counts_at_once = True
+
+    def __init__(
+        self,
+        plane: NftPlane,
+        owner: PathOwner,
+        way: Way,
+        once: Element,
+        carried: Element,
+        counters: tuple[Element, ...],
+        out: Element | None,
+        release: Callable[[], None],
+    ) -> None:
+        """`once` and `carried` lead the caller's one call; `out` is its way out, which may be shared, None once it
+        has called; `release` gives its place back."""
+        caller, at = way.caller, way.leg.at
+        self.announced: Mapping[Side, Endpoint] = {caller: at}
+        self._way = way
+        self._plane = plane
+        self._owner = owner
+        self._caller = caller
+        self._version = at.host.version
+        self._once = once
+        self._carried = carried
+        self._out = out
+        self._release = release
+        self.counters = counters
+        self._counting = False
+        self._counted = [Count()] * len(COUNTERS)  # of counters that were replaced since
+        self._last = [Count()] * len(COUNTERS)
+        self._reloads = self._reloads_before = plane.elements.reloads
+        self._direction: Direction | None = None
+        now = plane.board.now
+        self._set_up_at = self._begun_at = self._moved_at = self._looked_at = now
+        self._renew_at = now + plane.seconds / 2
+        self._look_at = now + SELDOM
+        self._up = False
+        self._reported = False
+        self._settled = False
+        self._over = False
+
+    def start(self, direction: Direction) -> None:
+        with suppress(OSError):
+            self.count()  # if not, the call that is to come soon fails as well, and reports it
+        now = self._plane.board.now
+        if self._direction is not None:  # another file of the same connection (MODE B)
+            self._settled = False
+        self._direction = direction
+        self._set_up_at = self._begun_at = self._moved_at = self._look_at = now
+
+    def settle(self) -> None:
+        if self._over or self._settled:
+            return
+        self._settled = True
+        self._plane.board.behind(self._conclude, self.crashed)
+
+    def so_far(self) -> Tally | None:
+        now = self._plane.board.now
+        if not self._over and now - self._looked_at >= SHOWN:
+            self._look()
+        return self._tally(None, "") if self._up else None
+
+    def leave(self, estate: Estate) -> Any:
+        """Everything of it stands in the kernel, and goes on standing there."""
+        with suppress(OSError):
+            self._look()
+        now = self._plane.board.now
+        self._over = True
+        self._plane.paths.forget(self)
+        record = NftRecord(
+            way=self._way,
+            awaited=self._out is not None,
+            counting=self._counting,
+            counted=tuple(self._counted),
+            last=tuple(self._last),
+            flushed=self._reloads != self._reloads_before,
+            direction=self._direction,
+            set_up=now - self._set_up_at,
+            begun=now - self._begun_at,
+            moved=now - self._moved_at,
+            renew=self._renew_at - now,
+            up=self._up,
+            reported=self._reported,
+            settled=self._settled,
+        )
+        return freeze(record)
+
+    def inherit(self, record: NftRecord) -> None:
+        """Go on where a predecessor has left off."""
+        now = self._plane.board.now
+        self._counting = record.counting
+        self._counted, self._last = list(record.counted), list(record.last)
+        self._reloads = 0  # a table that had to be loaded again since then counts from nothing
+        self._reloads_before = -1 if record.flushed else 0
+        self._direction = record.direction
+        self._set_up_at, self._begun_at, self._moved_at = now - record.set_up, now - record.begun, now - record.moved
+        self._renew_at, self._look_at = now + record.renew, now
+        self._up, self._reported, self._settled = record.up, record.reported, record.settled
+        board = self._plane.board
+        board.soon(self.count, self.crashed)
+        if self._settled:
+            board.behind(self._conclude, self.crashed)
+
+    def close(self) -> Tally | None:
+        if self._over:
+            return None
+        try:
+            self._look()
+        finally:
+            self._let_go()
+        if not self._up:
+            return None
+        return self._tally(None, "" if self._settled or self._ended else CUT_SHORT)
+
+    def crashed(self, error: Exception) -> None:
+        """Something in here went wrong."""
+        self._end(None, Reason(Code.INTERNAL, f"internal error: {error!r}"))
+
+    # The counters
+
+    @property
+    def _ended(self) -> bool:
+        """The sender's end has come by; where none is known, both have."""
+        ends = self._ends()
+        return all(ends.values()) if self._direction is None else ends[self._direction.sender]
+
+    def _ends(self) -> dict[Side, bool]:
+        return {self._caller: self._total(2).packets > 0, self._caller.peer: self._total(3).packets > 0}
+
+    def _total(self, which: int) -> Count:
+        before, last = self._counted[which], self._last[which]
+        return Count(before.packets + last.packets, before.octets + last.octets)
+
+    def count(self, _: float = 0.0) -> None:
+        """Install the counters that `open` has left out.  Raises `OSError`."""
+        if not self._counting and not self._over:
+            self._plane.elements.add(*self.counters[1:])
+            self._counting = True
+
+    def _look(self) -> None:
+        """Read the counters; before a transfer only whether the call has come."""
+        elements = self._plane.elements
+        self._looked_at = self._plane.board.now
+        before = self._payload()
+        if self._up or self._direction is not None:
+            read = elements.read(*self.counters)
+        else:
+            read = [*elements.read(self.counters[0]), *self._last[1:]]
+        if elements.reloads != self._reloads or any(now < then for now, then in zip(read, self._last, strict=True)):
+            self._reloads = elements.reloads  # the table was flushed: they began again
+            self._begin_again()
+        self._last = read
+        if read[0].packets and not self._up:
+            self._up = True
+            elements.forget(self._once)  # which the call took away
+            self._moved_at = self._plane.board.now
+        if self._payload() != before:
+            self._moved_at = self._plane.board.now
+
+    def _begin_again(self) -> None:
+        self._counted = [self._total(which) for which in range(len(COUNTERS))]
+        self._last = [Count()] * len(COUNTERS)
+
+    def _renew(self, now: float) -> None:
+        """Counters must not time out before the transfer.  (Linux changes the time of an element only since 6.12.)"""
+        self._begin_again()
+        self._counting = True
+        self._plane.elements.remove(*self.counters)
+        self._plane.elements.add(*self.counters)
+        self._renew_at = now + self._plane.seconds / 2
+
+    # The clock
+
+    def sweep(self, now: float) -> None:
+        """Look whether something has happened."""
+        if self._over or (now < self._look_at and not self._settled):
+            return
+        self._look()
+        # Soon at first, seldom when it has lasted.
+        self._look_at = now + (SELDOM if self._direction is None else min(SELDOM, now - self._begun_at))
+        if self._up:
+            self._sweep_carrying(now)
+        elif now - self._set_up_at > self._plane.data_setup:
+            caller = self._caller
+            text = f"no data connection came from the {caller} within {self._plane.data_setup:g} s"
+            self._end(None, Reason(Code.DATA_MISSING, text, side=caller, at=self.announced[caller]))
+
+    def _sweep_carrying(self, now: float) -> None:
+        if not self._reported:
+            self._reported = True
+            self._stop_awaiting()
+            for side in Side:
+                self._owner.connected(self, side)
+                if self._over:
+                    return
+        if self._ended or (self._settled and now - self._moved_at >= QUIET[any(self._ends().values())]):
+            self._end(None, "")
+        elif now - self._moved_at > self._plane.data_idle:
+            sender = self._direction.sender if self._direction is not None else Side.CLIENT
+            self._end(sender, Reason(Code.DATA_IDLE, f"idle for {self._plane.data_idle:g} s", side=sender))
+        elif now >= self._renew_at:
+            self._renew(now)
+
+    # The end
+
+    def _conclude(self, now: float) -> None:
+        """Settled: look whether anything more can come."""
+        if self._over or not self._settled:
+            return
+        self._look()
+        if not self._up:  # came and went while the table was gone, perhaps
+            self._plane.elements.check()
+            self._up = self._plane.elements.reloads != self._reloads_before
+        if not self._up:
+            text = f"no data connection came from the {self._caller}"
+            self._end(None, Reason(Code.DATA_MISSING, text, side=self._caller, at=self.announced[self._caller]))
+        elif self._ended:
+            self._end(None, "")
+        else:
+            self._stop_awaiting()
+
+    def _end(self, failed: Side | None, why: str) -> None:
+        if self._over:
+            return
+        self._let_go()
+        if self._up:
+            self._owner.finished(self, self._tally(failed, why))
+        else:
+            self._owner.failed(self, why)
+
+    def _tally(self, failed: Side | None, why: str) -> Tally:
+        octets = self._payload()
+        seconds = max(0.0, self._moved_at - self._begun_at)
+        return Tally(octets[Side.SERVER], octets[Side.CLIENT], seconds, exact=False, failed=failed, reason=why)
+
+    def _payload(self) -> dict[Side, int]:
+        """The octets that each side has sent."""
+        headers = HEADERS[self._version]
+        forth, back = self._total(0), self._total(1)
+        octets = {
+            self._caller: max(0, forth.octets - headers * forth.packets),
+            self._caller.peer: max(0, back.octets - headers * back.packets),
+        }
+        if self._direction is not None:
+            octets[self._direction.sender.peer] = 0
+        return octets
+
+    def _stop_awaiting(self, *others: Element) -> None:
+        """The call has come, or must not come any more; and remove `others`."""
+        gone = list(others)
+        if self._out is not None:
+            out, self._out = self._out, None
+            gone.append(self._carried)
+            if not self._up:
+                gone.append(self._once)
+            if self._plane.leaves(out):
+                gone.append(out)
+        if gone:
+            self._plane.elements.remove(*gone)
+
+    def _let_go(self) -> None:
+        self._over = True
+        self._plane.paths.forget(self)
+        self._release()
+        self._stop_awaiting(*self.counters[: None if self._counting else 1])
