@@ -21,7 +21,7 @@ from . import rules
 from .config.values import Config
 from .rules import NoPermission, RulesError
 
-__all__ = ["COMMENT", "Chain", "check", "close", "close_all", "find", "open_in"]
+__all__ = ["COMMENT", "Chain", "check", "close", "close_all", "find", "of_iptables", "open_in"]
 
 COMMENT = "ftpproxy: data connections"
 """Of each line of ours."""
@@ -62,9 +62,8 @@ def find(name: str) -> Chain:
     if match is None:
         raise RulesError(f"--chain {name}: it is FAMILY/TABLE/CHAIN, as in inet/filter/forward (or ip, ip6)")
     family, table, chain = match.groups()
-    if family != "inet" and table == "filter" and chain in OF_IPTABLES:
-        program = "iptables" if family == "ip" else "ip6tables"
-        raise RulesError(f"--chain {name} is iptables' own; say it so: {program} {OF_IPTABLES[chain]}")
+    if (command := of_iptables(family, table, chain)) is not None:
+        raise RulesError(f"--chain {name} is iptables' own; say it so: {command}")
     try:
         entries = _listed("chain", family, table, chain)
     except _Absent:
@@ -74,6 +73,13 @@ def find(name: str) -> Chain:
         kind = f"hangs at the hook {hook}" if hook else "has no hook"
         raise RulesError(f"--chain {name} {kind}; name the one with `hook forward` or `hook input`")
     return Chain(family, table, chain, hook, [rule["handle"] for rule in _ours(entries)])
+
+
+def of_iptables(family: str, table: str, chain: str) -> str | None:
+    """The command that inserts the same line into a chain of iptables; None where it is none."""
+    if family == "inet" or table != "filter" or chain not in OF_IPTABLES:
+        return None
+    return f"{'iptables' if family == 'ip' else 'ip6tables'} {OF_IPTABLES[chain]}"
 
 
 def check(chains: Iterable[Chain], config: Config) -> None:

@@ -137,7 +137,8 @@ def set_up(
     from . import logsinks
 
     if form == "auto":
-        form = "journald" if started_by_journald() else "kv"
+        # In a file system of its own a service may have the one and not the other.
+        form = "journald" if started_by_journald() and os.path.exists(logsinks.JOURNAL) else "kv"
     handler = logsinks.sink(form, most_sessions)
     _needed = int
     if form in ("classic", "classic-syslog"):

@@ -242,13 +242,17 @@ def test_who_started_us(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not started_by_journald()
 
 
-def test_auto(root: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto(root: logging.Logger, daemon: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     set_up(logging.WARNING)
     assert [type(each) for each in root.handlers] == [StandardError]
     assert root.level == logging.WARNING
     status = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    monkeypatch.setattr("ftpproxy.logsinks.JOURNAL", daemon.getsockname() + "-not-there")
+    set_up()
+    assert [type(each) for each in root.handlers] == [StandardError]
+    monkeypatch.setattr("ftpproxy.logsinks.JOURNAL", daemon.getsockname())
     set_up()
     assert [type(each) for each in root.handlers] == [JournalSink]
     set_level(logging.ERROR)

@@ -27,6 +27,7 @@ __all__ = ["Finding", "Severity", "as_json", "as_text", "examine"]
 CHECKS: tuple[tuple[str, Callable[[Machine], Iterator[Finding]]], ...] = (
     ("support in the kernel", redirect.kernel_support),
     ("the interception rules", redirect.present),
+    ("the table of data connections", redirect.plane),
     ("the policy route", redirect.policy_routes),
     ("own addresses", reach.own_addresses),
     ("the listeners", redirect.listeners),
@@ -38,6 +39,7 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Iterator[Finding]]], ...] = (
     ("the range of data ports", kernel.ports),
     ("who listens on data ports", firewall.taken_ports),
     ("the firewall's input chains", firewall.closed),
+    ("the firewall's forward chains", firewall.forwarded),
     ("privileges", process.privileges),
     ("descriptors", process.descriptors),
     ("announced addresses", reach.announced),

@@ -1,7 +1,7 @@
 """Does the administrator's firewall let in what the proxy listens for, and is nobody else on its ports?
 
-What ends at a socket of ours passes the input chain.  Only what is certainly shut is reported: a rule that we do not
-understand may open (`Ruleset`).
+What ends at a socket of ours passes the input chain, what the kernel carries (the plane "nft") the forward chain.  Only
+what is certainly shut is reported: a rule that we do not understand may open (`Ruleset`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from .. import rules
+from .. import holes, rules
 from ..config.values import ServiceConfig
 from .arrivals import arriving, inside
 from .finding import Finding, Severity
@@ -18,8 +18,10 @@ from .machine import Machine, words
 from .packet import Packet
 from .redirect import SOMEWHERE
 
-__all__ = ["closed", "taken_ports"]
+__all__ = ["closed", "forwarded", "taken_ports"]
 
+OURS = rules.MARK | rules.FIREWALL_MARK
+"""Bits of the mark that only our rules set."""
 NAMED = 5
 """So many ports are named."""
 
@@ -27,22 +29,69 @@ NAMED = 5
 def closed(machine: Machine) -> Iterator[Finding]:
     """Connections that an input chain certainly drops."""
     for service in machine.config.services:
-        shut: dict[tuple[str, str, str, str], list[str]] = {}
+        shut: dict[tuple[str, str, str, str], list[str]] = {}  # by chain, what, who and the line that mends it
         for who, what, candidates in _calls(machine, service):
             chains = [machine.ruleset.closed("input", packet) for packet in candidates]
             if chains and all(chains):  # of several interfaces outside it is enough that one is open
-                test = _test(service, what, candidates[0])
-                shut.setdefault((chains[0], what, who, test), []).append(f"IPv{candidates[0].version}")
-        for (chain, what, who, test), versions in shut.items():
-            table, _, name = chain.partition(", chain ")
+                mend = _insertion(machine, service, chains[0], what, candidates[0])
+                shut.setdefault((chains[0], what, who, mend), []).append(f"IPv{candidates[0].version}")
+        for (chain, what, who, mend), versions in shut.items():
             yield Finding(
                 Severity.HURTS,
                 "firewall",
                 f"{chain} drops the {what} connections of {who} ({words(dict.fromkeys(versions))})",
                 "Clients wait until they give up." if who == "clients" else "Active transfers hang and end in 425.",
-                f"nft 'insert rule {table} {name} {test} accept'",
+                mend,
                 service.name,
             )
+
+
+def forwarded(machine: Machine) -> Iterator[Finding]:
+    """Data connections that the kernel carries, and a forward chain certainly drops."""
+    for service in machine.config.services:
+        shut: dict[tuple[str, str], list[str]] = {}
+        for who, candidates in _carried(machine, service) if "nft" in service.planes else ():
+            chains = [machine.ruleset.closed("forward", packet) for packet in candidates]
+            if chains and all(chains):
+                shut.setdefault((chains[0], who), []).append(f"IPv{candidates[0].version}")
+        for (chain, who), versions in shut.items():
+            yield Finding(
+                Severity.HURTS,
+                "firewall.forward",
+                f"{chain} drops the data connections of {who} ({words(dict.fromkeys(versions))}), which the kernel"
+                " carries",
+                "Log-ins work, and the first listing hangs.  The chain needs the line `ct status dnat accept`, which"
+                " lets in what was translated.",
+                _opening(machine, chain),
+                service.name,
+            )
+
+
+def _carried(machine: Machine, service: ServiceConfig) -> Iterator[tuple[str, list[Packet]]]:
+    """Who calls, and the packets behind their translation, of which one at least must come through."""
+    translated = Packet(version=4, local=False, status=frozenset({"dnat"}), unmarked=OURS)
+    for packet in arriving(machine, service):
+        yield "clients", [evolve(translated, version=packet.version, source=packet.source, interface=packet.interface)]
+    for version in sorted({at.host.version for at in service.listen}):
+        names = _towards_servers(machine, service, version)
+        yield "servers", [evolve(translated, version=version, interface=name) for name in names]
+
+
+def _opening(machine: Machine, chain: str) -> str:
+    """The command that inserts our line there."""
+    table, _, name = chain.partition(", chain ")
+    family, _, table = table.partition(" ")
+    if (command := holes.of_iptables(family, table, name)) is not None:
+        return command
+    return f"ftpproxy rules -c {machine.file} --apply --chain {family}/{table}/{name}"
+
+
+def _insertion(machine: Machine, service: ServiceConfig, chain: str, what: str, packet: Packet) -> str:
+    """The command that lets such packets, and no others, in."""
+    if service.firewall_mark and packet.mark:
+        return _opening(machine, chain)
+    table, _, name = chain.partition(", chain ")
+    return f"nft 'insert rule {table} {name} {_test(service, what, packet)} accept'"
 
 
 def _test(service: ServiceConfig, what: str, packet: Packet) -> str:
@@ -55,23 +104,25 @@ def _test(service: ServiceConfig, what: str, packet: Packet) -> str:
 
 def _calls(machine: Machine, service: ServiceConfig) -> Iterator[tuple[str, str, list[Packet]]]:
     """Who calls for what, and the packets of which one at least must come through."""
-    ends = sorted(set(service.data_ports))
+    relayed = "nft" not in service.planes  # it goes through the forward chain then, but for what is seldom
+    ends = sorted(set(service.data_ports)) if relayed else []
+    mark = rules.FIREWALL_MARK if service.firewall_mark else None
     for packet in arriving(machine, service):
         if service.intercept == "tproxy":
-            yield "clients", "control", [evolve(packet, mark=rules.MARK)]
+            yield "clients", "control", [evolve(packet, mark=rules.MARK | (mark or 0))]
             continue
         if service.intercept == "redirect":
             at = next(each for each in service.listen if each.host.version == packet.version)
             packet = evolve(packet, port=at.port, local=True, status=frozenset({"dnat"}))
-        packet = evolve(packet, unmarked=rules.MARK)
-        yield "clients", "control", [packet]
+        packet = evolve(packet, unmarked=OURS)
+        yield "clients", "control", [evolve(packet, mark=mark) if service.intercept == "redirect" else packet]
         for port in ends:
-            yield "clients", "data", [evolve(packet, port=port)]
+            yield "clients", "data", [evolve(packet, port=port, mark=mark)]
     for version in sorted({at.host.version for at in service.listen}):
         interfaces = _towards_servers(machine, service, version)
         for port in ends:
             calls = [Packet(version=version, port=port, local=True, interface=name) for name in interfaces]
-            yield "servers", "data", [evolve(call, unmarked=rules.MARK) for call in calls]
+            yield "servers", "data", [evolve(call, unmarked=OURS, mark=mark) for call in calls]
 
 
 def _towards_servers(machine: Machine, service: ServiceConfig, version: int) -> list[str]:

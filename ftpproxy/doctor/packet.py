@@ -21,8 +21,8 @@ class Packet:
     """The first one of a TCP connection, as far as it is known."""
 
     version: int
-    port: int
-    """It is for."""
+    port: int | None = None
+    """It is for; None: not known."""
     source: IPNetwork | None = None
     """One of these addresses."""
     destination: IPNetwork | None = None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ..compose import DESCRIPTORS_A_SESSION
 from ..config.values import ServiceConfig
 from .finding import Finding, Severity
-from .machine import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_RAW, CAP_SYS_RESOURCE, Machine, Process
+from .machine import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_RAW, CAP_SYS_RESOURCE, Machine, Process, words
 
 __all__ = ["descriptors", "privileges"]
 
@@ -40,8 +40,13 @@ def _needed(service: ServiceConfig, lowest: int, *, running: bool) -> Iterator[t
         yield {CAP_NET_ADMIN, CAP_NET_RAW}, "sockets with foreign addresses (tproxy)"
         if 0 < service.active_source_port < lowest:
             yield {CAP_NET_BIND_SERVICE}, f"data connections from port {service.active_source_port}"
-    if service.intercept == "redirect":
-        yield {CAP_NET_ADMIN}, "the maps of data connections (redirect)"
+    if service.needs_table:
+        uses = {
+            "redirect": service.intercept == "redirect",
+            'the plane "nft"': "nft" in service.planes,
+            "firewall_mark": service.firewall_mark,
+        }
+        yield {CAP_NET_ADMIN}, f"the maps of data connections ({words(name for name, used in uses.items() if used)})"
     low = sorted({at.port for at in service.listen if at.port < lowest})
     if low and not running:
         yield {CAP_NET_BIND_SERVICE}, f"listening on port {low[0]}"

@@ -16,7 +16,7 @@ from .finding import CannotLook, Finding, Severity
 from .machine import Machine, run, words
 from .ruleset import Ruleset
 
-__all__ = ["kernel_refuses", "kernel_support", "listeners", "policy_routes", "present"]
+__all__ = ["kernel_refuses", "kernel_support", "listeners", "plane", "policy_routes", "present"]
 
 SCRATCH = "ftpproxy_doctor"
 """A table that never comes to be: nft -c."""
@@ -64,7 +64,7 @@ def kernel_refuses(machine: Machine, text: str) -> str:
 
 
 def present(machine: Machine) -> Iterator[Finding]:
-    """The table of `ftpproxy rules` is there, as it would be loaded now, and so is that of a running process."""
+    """The table of `ftpproxy rules` is there, as it would be loaded now."""
     services = [service for service in machine.config.services if service.intercept != "none"]
     if not services:
         return
@@ -95,8 +95,12 @@ def present(machine: Machine) -> Iterator[Finding]:
             "Connections of some clients go past the proxy, or to a place where nobody listens.",
             apply,
         )
+
+
+def plane(machine: Machine) -> Iterator[Finding]:
+    """The table of a running process is there."""
     if (
-        any(service.needs_table for service in services)
+        any(service.needs_table for service in machine.config.services)
         and machine.server is not None
         and not machine.ruleset.has_table(netfilter.TABLE)
     ):

@@ -98,11 +98,8 @@ class Proxy:
                 self.host.make_way()
                 stack.callback(self.command, "rules", "-c", str(self.file), "--remove")
                 self.command("rules", "-c", str(self.file), "--apply")
-            self.process = self.host.popen(
-                *_FTPPROXY, "serve", "-c", str(self.file), stdout=self._log, stderr=self._log, env=environment()
-            )
-            stack.callback(self._stop)
-            self._await_listeners()
+            self.start()
+            stack.callback(self.stop)
             self._stack = stack.pop_all()
         return self
 
@@ -110,6 +107,18 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def start(self) -> None:
+        """Run it, until it listens.  Raises `LabError`."""
+        self._began = len(self.log)
+        self.process = self.host.popen(
+            *_FTPPROXY, "serve", "-c", str(self.file), stdout=self._log, stderr=self._log, env=environment()
+        )
+        try:
+            self._await_listeners()
+        except BaseException:
+            self.stop()
+            raise
 
     @property
     def log(self) -> str:
@@ -139,7 +148,7 @@ class Proxy:
         }
         deadline = time.monotonic() + PATIENCE
         # It listens first and loads its table then: only "ready" says that everything stands.
-        while not (" info ready " in self.log and wanted <= self._listening()):
+        while not (" info ready " in self.log[self._began :] and wanted <= self._listening()):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"ftpproxy serve on {self.host.name} does not listen:\n{self.log.strip()}")
             time.sleep(0.01)
@@ -159,7 +168,8 @@ class Proxy:
             return set()  # it ended; the caller looks
         return {_endpoint(line[1]) for line in lines if line[3] == LISTEN}
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End it.  Raises `LabError`."""
         self.process.send_signal(signal.SIGINT)  # SIGTERM would let transfers finish
         try:
             self.process.wait(PATIENCE)

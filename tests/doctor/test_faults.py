@@ -8,7 +8,7 @@ import pytest
 from ..netns.deployments import until
 from ..netns.test_firewall import KINDS as FIREWALLS
 from ..netns.test_firewall import documented, drop_all_but
-from .wards import KINDS, Wards
+from .wards import KINDS, MORE_KINDS, Wards
 
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("operating_theatre")]
 
@@ -39,6 +39,10 @@ NO_WELCOME = r"""
 handle=$(nft -a list chain inet filter input | sed -n 's/.*tcp dport.*20000-29999.*handle //p')
 nft delete rule inet filter input handle $handle
 """
+NO_DNAT = r"""
+handle=$(nft -a list chain inet filter forward | sed -n 's/.*ct status dnat accept.*handle //p')
+nft delete rule inet filter forward handle $handle
+"""
 STRANGERS = """\
 nft add chain inet filter strangers
 nft add rule inet filter strangers meta l4proto tcp reject with tcp reset
@@ -54,7 +58,7 @@ def chain(type: str, hook: str, priority: str, rule: str) -> str:
     return CHAIN.format(type=type, hook=hook, priority=priority, rule=rule)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
 def test_a_good_gateway_has_nothing(wards: Wards, kind: str) -> None:
     with wards.visit(kind) as patient:
         assert patient.findings() == []
@@ -114,6 +118,10 @@ FAULTS = {
     "firewall, mark": ("tproxy", CLOSE_LAN, "firewall"),
     "firewall, clients": ("redirect", CLOSE_LAN, "firewall"),
     "firewall, reverse": ("reverse", CLOSE_LAN, "firewall"),
+    "firewall, the kernel's connections": ("nft", NO_DNAT, "firewall.forward"),
+    "firewall, all of the kernel's connections": ("nft", "nft flush chain inet filter forward", "firewall.forward"),
+    "firewall, marked calls": ("marked", NO_WELCOME, "firewall"),
+    "firewall, marked clients": ("marked", CLOSE_LAN, "firewall"),
     "firewall, in a chain of its own": (
         "reverse",
         STRANGERS,

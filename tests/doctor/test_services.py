@@ -6,15 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from ftpproxy.lab.peers import environment
-
-from .wards import Patient, Wards, admitted, started
+from ..netns.deployments import until
+from .wards import Patient, Wards, started
 
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("operating_theatre")]
 
@@ -50,10 +48,8 @@ def names(found: list[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("kind", ["tproxy", "redirect", "reverse"])
-def test_nobody_listens(kind: str) -> None:
-    with admitted(kind) as patient:
-        patient.proxy.process.terminate()
-        patient.proxy.process.wait()
+def test_nobody_listens(wards: Wards, kind: str) -> None:
+    with wards.visit(kind) as patient, patient.stopped():
         (found,) = patient.findings()
         assert (found["name"], found["severity"]) == ("listener.absent", "hurts")
         assert ":8021" in found["what"] or ":21" in found["what"]
@@ -64,7 +60,7 @@ def test_nobody_listens(kind: str) -> None:
                 assert names(patient.findings()) == [("listener.foreign", "hurts")]
 
 
-def test_a_good_service_that_clients_call_by_name() -> None:
+def test_a_good_service_that_clients_call_by_name(wards: Wards) -> None:
     """Gateway mode."""
     config = """\
 [[service]]
@@ -77,21 +73,21 @@ limits = { sessions = 100 }
 [service.gateway]
 destinations = ["198.51.100.0/24"]
 """
-    with admitted("redirect", config) as patient:
-        assert patient.findings() == []
+    with wards.visit("redirect") as patient, patient.serving(config) as file:
+        assert patient.findings(file=file) == []
         patient.sh("nft insert rule inet filter input tcp dport 2121 drop")
-        assert names(patient.findings()) == [("firewall", "hurts")]
+        assert names(patient.findings(file=file)) == [("firewall", "hurts")]
+        patient.gateway.make_way()
 
 
-def test_the_maps_were_flushed() -> None:
-    with admitted("redirect") as patient:
+@pytest.mark.parametrize("kind", ["redirect", "nft"])
+def test_the_maps_were_flushed(wards: Wards, kind: str) -> None:
+    with wards.visit(kind) as patient:
         patient.proxy.process.send_signal(signal.SIGSTOP)  # or it would load them again within a second
         patient.sh("nft delete table inet ftpproxy")
         assert names(patient.findings()) == [("plane.missing", "hurts")]
         patient.proxy.process.send_signal(signal.SIGCONT)
-        patient.proxy.process.terminate()
-        patient.proxy.process.wait()
-        assert names(patient.findings()) == [("listener.absent", "hurts")]
+        until(lambda: patient.findings() == [], "the proxy has loaded them again")
 
 
 def test_the_rules_stand_elsewhere(wards: Wards) -> None:
@@ -104,20 +100,12 @@ def test_the_rules_stand_elsewhere(wards: Wards) -> None:
         patient.proxy.command("rules", "-c", str(patient.proxy.file), "--apply")
 
 
-def test_a_loop() -> None:
-    with admitted("reverse") as patient:
+def test_a_loop(wards: Wards) -> None:
+    with wards.visit("reverse") as patient:
         config = patient.config.replace('listen = ["198.51.100.2:21"', 'listen = ["0.0.0.0:21"')
         config = config.replace("10.77.2.21:21", "198.51.100.2:21")
-        patient.proxy.process.terminate()
-        patient.proxy.process.wait()
-        file = patient.file(config)
-        argv = [sys.executable, "-m", "ftpproxy", "serve", "-c", str(file)]
-        with patient.gateway.popen(*argv, stderr=subprocess.PIPE, env=environment()) as process:
-            assert process.stderr is not None
-            while " ready " not in process.stderr.readline():
-                assert process.poll() is None
+        with patient.serving(config) as file:
             found = patient.findings(file=file)
-            process.send_signal(signal.SIGTERM)
         assert names(found) == [("loop", "hurts")]
         assert "198.51.100.2:21 is this proxy itself" in found[0]["what"]
 
@@ -143,19 +131,11 @@ def test_data_ports_that_the_kernel_gives_away(wards: Wards) -> None:
         patient.sh(f"echo {before.strip()} > /proc/sys/net/ipv4/ip_local_port_range")
 
 
-def test_privileges() -> None:
-    with admitted("tproxy") as patient:
-        patient.proxy.process.terminate()
-        patient.proxy.process.wait()
-        file = patient.file(patient.config + "active_source_port = 20\n")
-        argv = ["setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service"]
-        argv += [sys.executable, "-m", "ftpproxy", "serve", "-c", str(file)]
-        with patient.gateway.popen(*argv, stderr=subprocess.PIPE, env=environment()) as process:
-            assert process.stderr is not None
-            while " ready " not in process.stderr.readline():
-                assert process.poll() is None
+def test_privileges(wards: Wards) -> None:
+    without = ("setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service")
+    with wards.visit("tproxy") as patient:
+        with patient.serving(patient.config + "active_source_port = 20\n", *without) as file:
             (found,) = patient.findings(file=file)
-            process.send_signal(signal.SIGTERM)
         assert names([found]) == [("privileges", "hurts")]
         assert "CAP_NET_BIND_SERVICE" in found["what"]
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,13 +15,20 @@ from typing import Any
 
 from attrs import frozen
 
+import ftpproxy.compose
+import ftpproxy.doctor  # noqa: F401
+from ftpproxy.cli import main
 from ftpproxy.lab.network import Gateway, Lab, Topology
 from ftpproxy.lab.peers import FtpServer, environment
 from ftpproxy.lab.proxy import Proxy, forward, reverse
 
-__all__ = ["KINDS", "Patient", "Wards", "admitted"]
+from ..netns.dialogue import inside
+
+__all__ = ["KINDS", "MORE_KINDS", "Patient", "Wards", "admitted"]
 
 KINDS = ("tproxy", "redirect", "reverse")
+MORE_KINDS = ("nft", "marked")
+"""The kernel's plane; and a firewall that goes by marks."""
 FEW = "limits = { sessions = 100 }"
 """So that a small machine is large enough."""
 FTPPROXY = f"{sys.executable} -m ftpproxy"
@@ -55,12 +65,49 @@ class Patient:
         return self.gateway.run(*argv, env=environment())
 
     def findings(self, *, file: Path | None = None) -> list[dict[str, str]]:
-        """What it finds, after a look at its exit code."""
-        done = self.doctor("--json", file=file)
-        assert done.stderr == ""
-        found: list[dict[str, str]] = json.loads(done.stdout)
-        assert done.returncode == int(any(each["severity"] != "worth knowing" for each in found))
+        """What it finds, after a look at its exit code; in a fork of this process, which has all modules already."""
+        with tempfile.TemporaryFile("w+") as out, inside(self.gateway):
+            child = os.fork()
+            if not child:
+                os.dup2(out.fileno(), 1)
+                os.dup2(out.fileno(), 2)
+                sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+                try:
+                    os._exit(main(["doctor", "-c", str(file or self.proxy.file), "--json"]))
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stderr.flush()
+                    os._exit(99)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            out.seek(0)
+            said = out.read()
+        assert said.startswith("["), said
+        found: list[dict[str, str]] = json.loads(said)
+        assert code == int(any(each["severity"] != "worth knowing" for each in found))
         return found
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Without its proxy, which comes again afterwards."""
+        self.proxy.stop()
+        yield
+        self.proxy.start()
+
+    @contextmanager
+    def serving(self, config: str, *before: str) -> Iterator[Path]:
+        """Another proxy instead of it, run by `before`, with a file of its own."""
+        with self.stopped():
+            file = self.file(config)
+            argv = [*before, sys.executable, "-m", "ftpproxy", "serve", "-c", str(file)]
+            with self.gateway.popen(*argv, stderr=subprocess.PIPE, env=environment()) as process:
+                assert process.stderr is not None
+                try:
+                    while " ready " not in process.stderr.readline():
+                        assert process.poll() is None
+                    yield file
+                finally:
+                    process.terminate()
 
     def follow(self, findings: list[dict[str, str]]) -> None:
         """Do what the findings say."""
@@ -98,7 +145,9 @@ def admitted(kind: str, config: str = "") -> Iterator[Patient]:
             servers = [f"{lab.server.address(4)}:21", f"[{lab.server.address(6)}]:21"]
             good = reverse(map(str, lab.dialled.values()), servers, FEW)
         else:
-            good = forward(gateway, kind, FEW)
+            more = ["firewall_mark = true"] if kind == "marked" else []
+            intercept = {"nft": "tproxy", "marked": "redirect"}.get(kind, kind)
+            good = forward(gateway, intercept, FEW, *more, planes=["nft" if kind == "nft" else "relay"])
         yield Patient(lab, gateway, server, stack.enter_context(Proxy(gateway, config or good)))
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from attrs import define
 
+from ftpproxy.privileges import find, has_other_users
+
 from .stage import lives, until
 from .standin import StandIn
 
@@ -124,6 +126,35 @@ def test_start_and_end(pfctl: StandIn, running: Running) -> None:
     assert running.end() == 0
     assert not lives(watcher)
     assert not lives(worker)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not has_other_users(), reason="needs root with other users to become")
+def test_who_reads_the_network_is_not_root(folder: Path, pfctl: StandIn) -> None:
+    """And the engine, which is, ends with it all the same."""
+    with (folder / "proxy.toml").open("a") as config:
+        config.write('[process]\nuser = "nobody"\n')
+    running = Running(start(folder))
+    with running.process:
+        try:
+            running.until_ready()
+            engine = running.engine
+            assert user(running.process.pid) == find_user("nobody")
+            assert [user(process) for process in engine] == [0, 0]
+            running.process.send_signal(signal.SIGTERM)
+            assert running.end() == 0
+        finally:
+            running.process.kill()
+    assert not any(map(lives, engine))
+
+
+def user(process: int) -> int:
+    return int(subprocess.run(["ps", "-o", "uid=", "-p", str(process)], capture_output=True, check=True).stdout)
+
+
+def find_user(name: str) -> int:
+    account = find(name)
+    assert account is not None
+    return account.uid
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["watcher", "worker"])
