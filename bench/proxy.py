@@ -136,7 +136,7 @@ def running(topology: Topology, ways: Sequence[str], folder: Path, profile: Path
             raise BenchError(f"the proxy ended with {process.returncode}:\n{log.read_text()[-3000:]}")
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)  # at once: SIGTERM lets transfers finish
             try:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from .doors import Doors
 from .intercept.direct import DirectGate
 from .intercept.interceptor import Gate
 from .intercept.linux import AutoGate, RedirectGate, TproxyGate
+from .log import event
 from .netfilter import ELEMENT_SECONDS, Elements
 
 if TYPE_CHECKING:
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from .intercept.pf import Lookup
     from .pf.natlook import DevPf
 
-__all__ = ["element_seconds", "gate_of", "needs_engine", "open_lookup"]
+log = logging.getLogger(__name__)
+
+__all__ = ["element_seconds", "gate_of", "must_ask_pf", "needs_engine", "open_lookup"]
 
 
 def element_seconds(config: ServiceConfig) -> float:
@@ -62,7 +66,8 @@ def _unmarked(
         leads = _leads(config, doors, engine)
         if redirection == "divert":
             return DivertGate(doors, leads)
-        assert lookup is not None
+        if lookup is None:  # see `open_lookup`: then the socket's own name must do
+            return DivertGate(doors, leads)
         return RdrGate(lookup, doors, leads, called_directly=config.mode == "reverse")
     return DirectGate(doors)
 
@@ -88,11 +93,27 @@ def needs_engine(services: Iterable[ServiceConfig]) -> bool:
     )
 
 
+def must_ask_pf(service: ServiceConfig) -> bool:
+    """Whether it cannot do without pf's word about whom clients called."""
+    return service.redirection_on(sys.platform) == "rdr" and (service.intercept == "rdr" or service.mode == "forward")
+
+
 def open_lookup(services: Iterable[ServiceConfig]) -> DevPf | None:
-    """What `rdr` needs, opened while we may; None where no service has it.  Raises `NatlookError`."""
-    if all(service.redirection_on(sys.platform) != "rdr" for service in services):
+    """What `rdr` needs, opened while we may; None where no service has it.  Raises `NatlookError`.
+
+    In reverse mode "auto" does without where it must: clients may call the listener itself, as with inetd.
+    """
+    redirected = [service for service in services if service.redirection_on(sys.platform) == "rdr"]
+    if not redirected:
         return None
-    from .pf.natlook import DevPf, native_layout
+    from .pf.natlook import DevPf, NatlookError, native_layout
 
     layout = native_layout(sys.platform)
-    return None if layout is None else DevPf(layout)
+    assert layout is not None  # the configuration was checked for this system
+    try:
+        return DevPf(layout)
+    except NatlookError as error:
+        if any(map(must_ask_pf, redirected)):
+            raise
+        event(log, logging.WARNING, "gate.pf_not_asked", reason=error)
+        return None

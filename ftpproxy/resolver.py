@@ -6,6 +6,7 @@ changes nothing.  An address needs no looking up and no thread.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  getaddrinfo looks for it at its first call, and may not find it without privileges
 import errno
 import os
 import socket

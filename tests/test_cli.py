@@ -40,7 +40,15 @@ def test_check_says_ok() -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["check"], ["check", "--show"], ["rules"], ["rules", "--apply"], ["doctor"], ["serve"]]
+    "argv",
+    [
+        ["check"],
+        ["check", "--show"],
+        ["rules", "--for", "nft"],
+        pytest.param(["rules", "--apply"], marks=pytest.mark.linux("nft")),
+        pytest.param(["doctor"], marks=pytest.mark.linux("the doctor")),
+        ["serve"],
+    ],
 )
 def test_every_command_names_file_and_key_of_a_mistake(bad: str, argv: list[str]) -> None:
     """A bad configuration names file and key and exits 78."""
@@ -91,7 +99,7 @@ def test_rules_in_forward_mode_need_clients(tmp_path: Path) -> None:
         (["check", "-c", GOOD, "extra"], "unrecognized arguments: extra"),
         (["serve"], "the following arguments are required: -c/--config"),
         (["rules"], "-c FILE is required, except with --remove"),
-        (["rules", "--apply"], "-c FILE is required, except with --remove"),
+        (["rules", "--for", "nft"], "-c FILE is required, except with --remove"),
         (["rules", "--apply", "--remove"], "not allowed with argument"),
         (["check", GOOD], f"did you mean -c {GOOD}?"),
         (["kill", "x"], "'x' is not the number of a session; ftpproxy sessions has them"),

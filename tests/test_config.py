@@ -30,6 +30,7 @@ from ftpproxy.config import (
     parse,
     show,
 )
+from ftpproxy.config.beside import LONGEST_SOCKET
 from ftpproxy.config.patterns import compile_pattern
 from ftpproxy.config.tables import SECTIONS, ServiceTable, keys
 from ftpproxy.endpoints import Endpoint
@@ -338,7 +339,7 @@ BAD: list[tuple[str, list[str]]] = [
     ),
     (
         FORWARD + '[metrics]\nlisten = "unix:metrics"\n',
-        ["metrics.listen: the path of a Unix socket begins with / and has at most 107 octets"],
+        [f"metrics.listen: the path of a Unix socket begins with / and has at most {LONGEST_SOCKET} octets"],
     ),
     (
         FORWARD + '[metrics]\nlisten = "localhost:9921"\n',
@@ -987,6 +988,7 @@ def test_every_key_is_documented_and_no_other() -> None:
     assert {section: set(rows) for section, rows in documented().items()} == expected
 
 
+@pytest.mark.linux("its directories")
 def test_documented_defaults_are_the_defaults() -> None:
     # What `show` prints for a file with required keys only is every default.
     shown = show(parse(changed(REVERSE, servers='["10.0.0.5:21"]')))

@@ -22,12 +22,13 @@ from ftpproxy.table import may_load
 
 ROOT = Path(__file__).parent.parent
 
+PLANES = '["nft", "relay"]' if may_load() else '["relay"]' if sys.platform == "linux" else '["pf", "relay"]'
 PLAIN = {
     "name": '"ftp-proxy"',
     "mode": '"forward"',
     "intercept": '"auto"',
     "listen": '["127.0.0.1:8021"]',
-    "planes": '["nft", "relay"]' if may_load() else '["relay"]',
+    "planes": PLANES,
     "limits.sessions": "100",
     "limits.per_client": "1_000_000",
     "limits.idle": '"24h"',

@@ -147,6 +147,7 @@ class Service:
         return ftp
 
 
+@pytest.mark.linux("all of 127/8 is loopback")
 def test_the_counters_equal_what_was_done(children: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     """A real server and real clients through the relay."""
     service = Service(children, tmp_path)
@@ -253,6 +254,7 @@ def everything() -> str:
     return Exposition(counts, present).text().decode()
 
 
+@pytest.mark.linux("/proc, where the client library finds process_*")
 def test_the_text_is_what_prometheus_reads() -> None:
     """Names, units and types by its conventions; a label value may hold anything."""
     families = list(text_string_to_metric_families(everything()))

@@ -36,6 +36,7 @@ def test_every_metric_is_documented_with_its_type_and_labels() -> None:
     assert documented == existing
 
 
+@pytest.mark.linux("/proc, where the client library finds process_*")
 def test_process_metrics_are_documented() -> None:
     text = (ROOT / "docs/metrics.md").read_text()
     assert set(re.findall(r"`(process_\w+)`", text)) == {name for name in SAMPLES if name.startswith("process_")}
@@ -57,6 +58,7 @@ def check(expressions: list[str]) -> None:
         assert by <= set().union(*(SAMPLES[name] for name, _ in used(expression))) | OF_PROMETHEUS, expression
 
 
+@pytest.mark.linux("/proc, where the client library finds process_*")
 def test_the_alerts_name_what_exists() -> None:
     text = ALERTS.read_text()
     blocks = re.findall(r"expr: (.*?)\n        (?:for|labels):", text, re.DOTALL)
@@ -64,6 +66,7 @@ def test_the_alerts_name_what_exists() -> None:
     check([block.removeprefix("|").strip() for block in blocks])
 
 
+@pytest.mark.linux("/proc, where the client library finds process_*")
 def test_the_dashboard_names_what_exists() -> None:
     board = json.loads(DASHBOARD.read_text())
     check([target["expr"] for panel in board["panels"] for target in panel["targets"]])

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -25,6 +24,7 @@ from .. import advice, log, rules
 from ..announce import Announcer
 from ..config import Config, ConfigError
 from ..control.desk import Answer, Facts, Refusal
+from ..gates import must_ask_pf
 from ..listeners import CannotListen
 from ..log import event
 from ..passwords import BadUsersFile
@@ -164,7 +164,7 @@ def _out_of_reach(config: Config, shared: Shared) -> Iterator[str]:
             yield f'service "{service.name}": the table in nftables is made at the start only: restart'
         if shared.engine is None and "pf" in service.planes:
             yield f'service "{service.name}".planes: the pf engine is started at the start only: restart'
-        if shared.lookup is None and service.redirection_on(sys.platform) == "rdr":
+        if shared.lookup is None and must_ask_pf(service):
             yield f'service "{service.name}".intercept: /dev/pf is opened at the start only: restart'
 
 

@@ -20,6 +20,8 @@ from bench.proxy import configuration
 from bench.summary import summary
 from bench.tools import BenchError, build
 
+pytestmark = pytest.mark.linux("epoll(7), of which the two programs are made")
+
 PATTERN = bytes((i ^ i >> 8 ^ i >> 16) & 255 for i in range(1 << 20))
 
 

@@ -490,6 +490,7 @@ def test_a_foreign_socket(engine: Engine, at: str) -> None:
     assert caught.value.errno
 
 
+@pytest.mark.own_kernel
 @pytest.mark.parametrize("at", ["203.0.113.9:22", "203.0.113.9:0", "0.0.0.0:20", "127.0.0.1:50000", "[ff02::1]:50000"])
 def test_sockets_that_no_data_connection_needs(engine: Engine, at: str) -> None:
     with pytest.raises(PermissionError, match="is not the"):
