@@ -151,7 +151,8 @@ def test_nothing_is_imported_that_a_session_does_not_need(server: str, tmp_path:
     assert "ftpproxy.session" in imported
     roots = {name.partition(".")[0] for name in imported}
     assert not roots & {"trio", "pyroute2", "rich", "prometheus_client", "asyncio", "ssl", "subprocess", "pyftpdlib"}
-    assert not imported & {"ftpproxy.server", "ftpproxy.compose", "ftpproxy.reception", "ftpproxy.dtp.nft"}
+    rooms = {"server", "service", "compose", "reception", "announce", "control", "exposition", "dtp.nft"}
+    assert not imported & {f"ftpproxy.{room}" for room in rooms}
 
 
 def test_sigterm_ends_the_session_with_a_word(server: str, tmp_path: Path) -> None:

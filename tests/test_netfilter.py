@@ -28,11 +28,13 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
 )
 
 from ftpproxy.endpoints import Endpoint
+from ftpproxy.freezing import freeze, thaw
 from ftpproxy.netfilter import (
     Count,
     Element,
     Elements,
     NetfilterError,
+    TableRecord,
     awaited,
     called,
     carried,
@@ -474,3 +476,58 @@ def test_no_permission(table: Namespace) -> None:
     assert len(done.stdout.splitlines()) == 3
     assert all("CAP_NET_ADMIN" in line for line in done.stdout.splitlines()), done.stdout
     assert sorted(listed(table)) == MAPS
+
+
+def successor(elements: Elements, form: str) -> Elements:
+    """Those of the next process, of the version `form`."""
+    following = Elements(load_table, form)
+    following.inherit(thaw(json.loads(json.dumps(freeze(elements.leave()))), TableRecord))
+    following.check()
+    return following
+
+
+@pytest.mark.netns
+def test_a_successor_finds_what_stands(table: Namespace) -> None:
+    """What it adds stands already, what it does not want goes, and another's data is no such thing."""
+    wanted, unwanted, other = (
+        awaited(CLIENT4, Endpoint(SERVER4, port), Endpoint(OURS4, port)) for port in (20001, 20002, 20003)
+    )
+    with Elements(load_table, "one") as first:
+        first.add(wanted, unwanted, other)
+        first.check()
+        following = successor(first, "one")
+    with following:
+        assert following.reloads == 0
+        following.add(wanted)
+        with pytest.raises(FileExistsError):
+            following.add(wanted)
+        with pytest.raises(FileExistsError):
+            following.add(other._replace(data=wanted.data))
+        following.keep(other)
+        following.drop_left()
+        keys = sorted(element[0]["concat"][2] for element in keyed(table, "awaited4"))
+        assert keys == [20001, 20003]
+        following.remove(wanted, other)
+        assert keyed(table, "awaited4") == []
+
+
+@pytest.mark.netns
+def test_a_successor_with_another_table(table: Namespace) -> None:
+    """It loads its own, with all that stood in the one before, and says that counters began again."""
+    element = awaited(CLIENT4, Endpoint(SERVER4, 20001), Endpoint(OURS4, 20001), seconds=100)
+    with Elements(load_table, "one") as first:
+        first.add(element)
+        first.check()
+        following = successor(first, "two")
+    with following:
+        assert following.reloads == 1
+        ((key, _),) = keyed(table, "awaited4")
+        assert key["concat"][2] == 20001
+        following.add(element)
+        following.remove(element)
+        assert keyed(table, "awaited4") == []
+
+
+def keyed(gateway: Namespace, name: str) -> list[Any]:
+    """The elements of a map, each with its key in front."""
+    return [[key["elem"]["val"], data] for key, data in listed(gateway)[name]]

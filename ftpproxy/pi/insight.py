@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # only the gateway mode needs to load it
     from .login import LoginInterpreter
 from .verbs import Kind
 
+if TYPE_CHECKING:
+    from .login import LoginInterpreter
+
 __all__ = ["Insight", "insight", "probing", "within_a_line"]
 
 
