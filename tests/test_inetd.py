@@ -151,7 +151,7 @@ def test_nothing_is_imported_that_a_session_does_not_need(server: str, tmp_path:
     assert "ftpproxy.session" in imported
     roots = {name.partition(".")[0] for name in imported}
     assert not roots & {"trio", "pyroute2", "rich", "prometheus_client", "asyncio", "ssl", "subprocess", "pyftpdlib"}
-    rooms = {"server", "service", "compose", "reception", "announce", "control", "exposition", "dtp.nft", "pi.login"}
+    rooms = {"server", "service", "compose", "reception", "announce", "control", "exposition", "dtp.nft"}
     assert not imported & {f"ftpproxy.{room}" for room in rooms}
 
 

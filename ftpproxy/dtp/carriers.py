@@ -38,8 +38,9 @@ from ..estate import Estate, Inheritance, Octets
 
 __all__ = ["BUFFER", "Broken", "Carrier", "Copy", "Flow", "FlowRecord", "Splice"]
 
-BUFFER = 256 << 10
-"""Octets of the shared buffer: the most that `Copy` reads at once, and the most that it holds."""
+BUFFER = 1 << 20
+"""Octets of the shared buffer: the most that `Copy` reads at once, and the most that it holds.  A big transfer costs
+1.2 times the CPU time of splicing with it, 1.4 times with a quarter of it, and 1.8 times with 64 KiB."""
 
 PIPE_SIZES = (1 << 20, 256 << 10)
 """What `Splice` asks for, in this order; an unprivileged process may be refused (pipe(7), pipe-user-pages-soft)."""

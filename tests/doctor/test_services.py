@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -161,6 +162,42 @@ def test_a_small_table_of_connections(wards: Wards) -> None:
         # So many sessions want more descriptors than the running proxy has, too.
         found = names(patient.findings(file=file))
         assert found == [("conntrack.small", "worth knowing"), ("descriptors", "worth knowing")]
+
+
+FILL = """
+import socket
+from pathlib import Path
+wanted = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text()) * 92 // 100
+while wanted > 0:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_IP, 11, 0)  # IP_RECVERR: nobody there, and nobody to be told
+        for port in range(1, min(wanted, 65000)):
+            try:
+                sock.sendto(b"", ("127.0.0.2", port))
+            except OSError:
+                pass
+    wanted -= 65000
+"""
+FLUSH = """
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
+with NFCTSocket() as table:
+    table.flush()
+"""
+
+
+def test_a_full_table_of_connections(wards: Wards) -> None:
+    """For real: the largest that a program fills within seconds; UDP entries stay for thirty."""
+    most = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
+    if most > 300_000:
+        pytest.skip("this machine has a larger table than a test should fill")
+    with wards.visit("reverse") as patient:
+        try:
+            patient.gateway.run(sys.executable, "-c", FILL, check=True)
+            (found,) = patient.findings()
+        finally:
+            patient.gateway.run(sys.executable, "-c", FLUSH, check=True)
+        assert names([found]) == [("conntrack.full", "hurts")]
+        assert patient.findings() == []
 
 
 def test_a_clock_that_is_behind(wards: Wards) -> None:
