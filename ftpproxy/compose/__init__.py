@@ -74,9 +74,9 @@ def run(
     fail.  `file` is where the configuration was read, None where it is not a file's.
     """
     passed, supervisor = inherited(), Supervisor.from_environment()
-    heritage, successor = Heritage.found(passed, supervisor), Successor(supervisor, read, file)
     most = {service.name: service.limits.sessions for service in config.services}
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format, most)
+    heritage, successor = Heritage.found(passed, supervisor), Successor(supervisor, read, file)
     _spare_the_collector()
     _raise_descriptor_limit(config)
     claim: Claim | None = None
