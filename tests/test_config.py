@@ -895,10 +895,11 @@ SYSTEMS = {"linux", "freebsd15", "openbsd7", "netbsd10", "darwin", "sunos5"}
         (AUTO, SYSTEMS - {"sunos5"}),
         (REVERSE, SYSTEMS),
         (changed(REVERSE, planes='["nft", "relay"]'), {"linux"}),
+        (changed(REVERSE, firewall_mark="true"), {"linux"}),
         (changed(REVERSE, planes='["pf", "relay"]'), {"freebsd15", "openbsd7"}),
         (changed(REVERSE, announce='{ client = "interface:eth0" }'), {"linux"}),
     ],
-    ids=["tproxy", "redirect", "rdr", "divert", "auto", "none", "nft", "pf", "interface"],
+    ids=["tproxy", "redirect", "rdr", "divert", "auto", "none", "nft", "mark", "pf", "interface"],
 )
 def test_what_runs_where(text: str, systems: set[str]) -> None:
     for system in SYSTEMS:
