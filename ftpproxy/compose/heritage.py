@@ -39,6 +39,9 @@ ESTATE = "ftpproxy-estate"
 VARIABLE = "FTPPROXY_ESTATE"
 """Its number, for a process that goes on as another program."""
 
+PROGRAM = __file__
+"""One file of the program, for all: whether its successor can be started at all."""
+
 log = logging.getLogger(__name__)
 
 
@@ -187,6 +190,11 @@ class Successor:
             for problem in error.problems:
                 event(log, logging.ERROR, "restart.refused", file=self._file, reason=problem)
             return False
+        for path, needed in ((sys.executable, os.X_OK), (PROGRAM, os.R_OK)):
+            if not os.access(path, needed, effective_ids=os.access in os.supports_effective_ids):
+                why = f"the user of this process may not use {path}; install it where everybody may, such as /opt"
+                event(log, logging.ERROR, "restart.refused", reason=why)
+                return False
         return True
 
     def provide(self, server: Server, board: Switchboard, doors: Doors, elements: netfilter.Elements | None) -> None:

@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .interpreter import ProtocolInterpreter
 from .masking import loggable
-
-if TYPE_CHECKING:  # only the gateway mode needs to load it
-    from .login import LoginInterpreter
 from .verbs import Kind
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # only the gateway mode needs to load it
     from .login import LoginInterpreter
 
 __all__ = ["Insight", "insight", "probing", "within_a_line"]

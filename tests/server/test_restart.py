@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from ftpproxy.compose.heritage import ESTATE
+from ftpproxy import activation
+from ftpproxy.compose.heritage import ESTATE, Successor
+from ftpproxy.config import Config
 from ftpproxy.estate import Estate
 
 from .supervisor import PATIENCE, Supervisor
@@ -298,6 +300,20 @@ def test_by_itself(tmp_path: Path) -> None:
         session.still_speaks()
         transfer.end()
         site.log_has(rf" down={BIG} .*result=complete")
+
+
+def test_what_its_user_may_not_run_is_refused_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind the point of no return it would end every session."""
+    successor = Successor(activation.Supervisor(), lambda: Config(services=()))
+    assert successor.possible()
+    program = tmp_path / "python3"
+    program.write_text("no permission to execute this")
+    monkeypatch.setattr("sys.executable", str(program))
+    assert not successor.possible()
+    assert caplog.messages == ["restart.refused"]
+    assert str(program) in vars(caplog.records[0])["fields"]["reason"]
 
 
 # Estates that are none
