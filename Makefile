@@ -28,6 +28,8 @@ JOBS ?= 3
 test: $(STAMP) lint ## everything, namespaces and real peers included; JOBS (3) files at a time
 	@sh tests/system-packages.sh peers
 	@$(BIN)/pytest -q -n $(JOBS) --dist loadfile
+	@sh tests/system-packages.sh system
+	@$(BIN)/pytest -q -rs -m system -p no:cacheprovider tests/system
 
 matrix: $(STAMP) ## every real server with every real client in every mode
 	@sh tests/system-packages.sh peers
@@ -35,7 +37,7 @@ matrix: $(STAMP) ## every real server with every real client in every mode
 
 system-test: $(STAMP) ## the service in a booted Debian with systemd (root, debootstrap, systemd-nspawn)
 	@sh tests/system-packages.sh system
-	@$(BIN)/pytest -q -m system -p no:cacheprovider tests/system
+	@MUST_BOOT=1 $(BIN)/pytest -q -m system -p no:cacheprovider tests/system
 
 bench: $(STAMP) ## throughput and sessions a second, as JSON
 	@$(BIN)/python -m bench

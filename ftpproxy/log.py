@@ -25,6 +25,7 @@ __all__ = [
     "Format",
     "event",
     "flood",
+    "level_wanted",
     "set_level",
     "set_up",
     "started_by_journald",
@@ -127,6 +128,7 @@ def started_by_journald() -> bool:
 
 _needed: Callable[[int], int] = int
 """The level that the loggers need to have, by the one that is wanted."""
+_wanted = logging.WARNING
 
 
 def set_up(
@@ -150,9 +152,17 @@ def set_up(
     handler.addFilter(flood)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.raiseExceptions = False  # a log that cannot be written is no reason to write about it
-    logging.basicConfig(level=_needed(level), handlers=[handler], force=True)
+    logging.basicConfig(handlers=[handler], force=True)
+    set_level(level)
 
 
 def set_level(level: int) -> None:
     """Log what is at least as grave as `level` from now on."""
+    global _wanted
+    _wanted = level
     logging.getLogger().setLevel(_needed(level))
+
+
+def level_wanted() -> int:
+    """What `set_up` or `set_level` was told last; the loggers may have another level, for `classic`."""
+    return _wanted

@@ -158,8 +158,9 @@ _TRANSPARENT = [
 
 
 NO_OPENING = {
-    "forward": 'no service has the plane "nft", so nothing of ftpproxy passes it',
-    "input": "no service has `firewall_mark = true`, so there is no mark to let in",
+    "forward": 'no service has the plane "nft", so nothing of ftpproxy passes it, and no line is needed',
+    "input": "no service has `firewall_mark = true`, so there is no mark to let in;"
+    ' set it, or let the ports in (docs/configuration.md, "Firewall")',
 }
 """Why a hook is not among the `openings`."""
 

@@ -392,11 +392,18 @@ class Server:
         """End now: `run` returns, and every session is told 421 and ended."""
         self._over.set()
 
-    async def run(self, orders: Mapping[signal.Signals, Callable[[], object]] = MappingProxyType({})) -> None:
-        """Serve until `stop`.  `orders` are what to do at which signal; SIGINT is `stop` unless it is among them."""
+    async def run(
+        self,
+        orders: Mapping[signal.Signals, Callable[[], object]] = MappingProxyType({}),
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Serve until `stop`.  `orders` are what to do at which signal; SIGINT is `stop` unless it is among them.
+
+        `ready` is called when signals are obeyed: whoever is told so may send one at once."""
         orders = {signal.SIGINT: self.stop, signal.SIGTERM: self.stop, **orders}
         self._board.sweep(self._sweep, self.listeners.crashed)
         with trio.open_signal_receiver(*orders) as signals, _heard(orders):
+            ready()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._turn, nursery)
                 if self._errands is not None:

@@ -6,7 +6,7 @@ changes a colour or turns the reading direction.
 
 from __future__ import annotations
 
-__all__ = ["duration", "fit", "printable", "size", "speed"]
+__all__ = ["count", "duration", "fit", "printable", "size", "speed"]
 
 
 def printable(text: str) -> str:
@@ -24,6 +24,11 @@ def fit(text: str, width: int) -> str:
     """`text`, printable, in at most `width` characters; of a longer one the end, which tells files apart."""
     text = printable(text)
     return text if len(text) <= width else "<" + text[len(text) - width + 1 :]
+
+
+def count(number: int, what: str) -> str:
+    """`1 session`, `2 sessions`."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from ftpproxy.classic import ClassicFormatter, Ranks
 from ftpproxy.endpoints import Endpoint
-from ftpproxy.log import NOTICE, event, set_level, set_up
+from ftpproxy.log import NOTICE, event, level_wanted, set_level, set_up
 from ftpproxy.logsinks import SyslogSink
 from ftpproxy.paths import Await, Call, PathSpec
 
@@ -93,6 +93,7 @@ def test_what_each_level_lets_through(level: str, most: int, capfd: pytest.Captu
     set_up(logging.getLevelNamesMapping()[level], "classic", {"ftp-proxy": 100})
     everything()
     assert capfd.readouterr().err.splitlines() == [line for rank, line in LINES if rank <= most]
+    assert logging.getLevelName(level_wanted()) == level  # `ftpproxy status` says it
 
 
 def test_the_level_may_change(capfd: pytest.CaptureFixture[str]) -> None:

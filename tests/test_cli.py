@@ -13,6 +13,7 @@ import pytest
 
 from ftpproxy import __version__, cli
 from ftpproxy.advice import port_overlaps
+from ftpproxy.cli import sessions
 from ftpproxy.config import load
 
 ROOT = Path(__file__).parent.parent
@@ -217,3 +218,23 @@ def test_the_main_function_returns_the_code(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.endswith(": ok, 1 service\n")
     with pytest.raises(SystemExit, match="64"):
         cli.main(["nonsense"])
+
+
+def test_a_line_of_sessions_has_a_word_for_each_column() -> None:
+    session = {
+        "session": 2,
+        "service": "lan",
+        "state": "open",
+        "client": "10.77.1.2:50982",
+        "server": "198.51.100.21:21",
+        "user": "lab",
+        "command": "RETR",
+        "file": "two words",
+        "load": {"plane": "relay", "up": True},
+        "rate": 9_900_000,
+        "age": 100_000,
+        "idle": 0,
+    }
+    row = sessions._row(session)
+    assert len(" ".join(row).split()) == len(sessions.COLUMNS)
+    assert row[7:] == (r"two\x20words", "relay", "9.9MB/s", "1d03h", "0s")

@@ -463,9 +463,16 @@ BAD: list[tuple[str, list[str]]] = [
     (FORWARD + "[service.tls]\nzzz = 9\n", ['service "lan".tls.zzz: unknown key; known here: mode']),
     (FORWARD + '[log]\nlevl = "info"\n', ["log.levl: unknown key; did you mean level?"]),
     ('mode = "forward"\n' + FORWARD, ["mode: unknown key here; it belongs into [[service]]"]),
+    ("[processes]\n" + FORWARD, ["processes: unknown key; did you mean [process]?"]),
+    ("[servce]\n" + FORWARD, ["servce: unknown key; did you mean [[service]]?"]),
+    ("[zzz]\n" + FORWARD, ["zzz: unknown key; a file has [[service]], [log], [metrics], [process], [control]"]),
     (
-        "[processes]\n" + FORWARD,
-        ["processes: unknown key; a file has [[service]], [log], [metrics], [process], [control]"],
+        "[limits]\nsessions = 9\n" + FORWARD,
+        ["limits: unknown key here; write [service.limits], below the [[service]] that it belongs to"],
+    ),
+    (
+        "[[rule]]\nread_only = true\n" + FORWARD,
+        ["rule: unknown key here; write [[service.rule]], below the [[service]] that it belongs to"],
     ),
     # numbers
     (
@@ -895,10 +902,11 @@ SYSTEMS = {"linux", "freebsd15", "openbsd7", "netbsd10", "darwin", "sunos5"}
         (AUTO, SYSTEMS - {"sunos5"}),
         (REVERSE, SYSTEMS),
         (changed(REVERSE, planes='["nft", "relay"]'), {"linux"}),
+        (changed(REVERSE, firewall_mark="true"), {"linux"}),
         (changed(REVERSE, planes='["pf", "relay"]'), {"freebsd15", "openbsd7"}),
         (changed(REVERSE, announce='{ client = "interface:eth0" }'), {"linux"}),
     ],
-    ids=["tproxy", "redirect", "rdr", "divert", "auto", "none", "nft", "pf", "interface"],
+    ids=["tproxy", "redirect", "rdr", "divert", "auto", "none", "nft", "mark", "pf", "interface"],
 )
 def test_what_runs_where(text: str, systems: set[str]) -> None:
     for system in SYSTEMS:

@@ -82,7 +82,7 @@ DRAIN = Order(
     summary="let nobody in any more, and end when the last has left",
     description="Stop accepting.  Sessions go on as long as they like; the process ends with the last.  Only root may.",
     examples="  ftpproxy drain",
-    say=lambda result: f"draining: {result['sessions']} sessions are left",
+    say=lambda result: f"draining; sessions left: {result['sessions']}",
 )
 RELOAD = Order(
     summary="read the configuration again",
@@ -98,7 +98,7 @@ LOG_LEVEL = Order(
     description="Change what is logged, until the next reload or restart.  Only root may.",
     examples="  ftpproxy log-level debug",
     operand="level",
-    choices=("debug", "info", "warning", "error"),
-    help="debug, info, warning or error",
+    choices=("debug", "info", "notice", "warning", "error", "critical"),
+    help="as [log] level",
     say=lambda result: f"log level {result['level']}",
 )

@@ -54,11 +54,11 @@ def _row(session: dict[str, Any]) -> tuple[str, ...]:
         session["command"],
         session["file"],
         load.get("plane", ""),
-        speed(session["rate"]) if load.get("up") else "",
-        duration(session["age"]),
-        duration(session["idle"]),
+        speed(session["rate"]).replace(" ", "") if load.get("up") else "",
+        duration(session["age"]).replace(" ", ""),
+        duration(session["idle"]).replace(" ", ""),
     )
-    return tuple(printable(cell).replace(" ", "\\x20") or "-" for cell in cells)
+    return tuple(printable(cell).replace(" ", "\\x20") or "-" for cell in cells)  # one word each, for awk(1)
 
 
 def _print(rows: list[tuple[str, ...]]) -> None:

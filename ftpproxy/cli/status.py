@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lines(status: dict[str, Any]) -> list[str]:
-    from ..show import duration
+    from ..show import count, duration
 
     paths = ", ".join(f"{count} on {plane}" for plane, count in status["paths"].items()) or "none"
     lines = [
@@ -50,7 +50,7 @@ def _lines(status: dict[str, Any]) -> list[str]:
         waiting = service["naming"] + service["arriving"]
         more = f", {waiting} not in a session yet" if waiting else ""
         at = " ".join(service["listeners"]) or "nowhere"
-        lines.append(f'service "{service["name"]}" at {at}: {service["sessions"]} sessions{more}')
+        lines.append(f'service "{service["name"]}" at {at}: {count(service["sessions"], "session")}{more}')
     return lines
 
 

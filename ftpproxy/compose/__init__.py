@@ -79,6 +79,7 @@ def run(
     passed, supervisor = inherited(), Supervisor.from_environment()
     most = {service.name: service.limits.sessions for service in config.services}
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format, most)
+    heritage, successor = Heritage.found(passed, supervisor), Successor(supervisor, read, file)
     _spare_the_collector()
     _raise_descriptor_limit(config)
     # Behind that: what is left may be more descriptors than we were allowed so far.
@@ -189,9 +190,12 @@ async def _serve(
             event(log, logging.WARNING, "pf.anchor_missing", line=line)
         vitals = Vitals(supervisor, server, board)
         heritage.sessions(server, doors, elements)
-        event(log, logging.INFO, "ready", services=len(services))
-        ready()
-        vitals.ready()
+
+        def tell() -> None:
+            event(log, logging.INFO, "ready", services=len(services))
+            ready()
+            vitals.ready()
+
         async with trio.open_nursery() as nursery:
             facts = Facts(file, started=time.time())
             reload = Reload(server, shared, config, facts, vitals, read, nursery, _raise_descriptor_limit)
@@ -215,7 +219,7 @@ async def _serve(
                 nursery.start_soon(Hall(address, Desk(server, facts, reload)).run)
             if scrape is not None:
                 nursery.start_soon(scrape.run)
-            await _run(server, orders, engine, board)
+            await _run(server, orders, tell, engine, board)
             nursery.cancel_scope.cancel()
         if not successor.left:
             vitals.stopping("stopping")
@@ -244,12 +248,14 @@ async def _serve(
     return EX_OK
 
 
-async def _run(server: Server, orders: Orders, engine: Engine | None, board: Switchboard) -> None:
+async def _run(
+    server: Server, orders: Orders, ready: Callable[[], None], engine: Engine | None, board: Switchboard
+) -> None:
     """Serve, until a signal or the end of the engine that some services need."""
     with trio.CancelScope() as scope:
         if engine is not None:
             engine.attach(board, lambda _: scope.cancel())
-        await server.run(orders)
+        await server.run(orders, ready)
 
 
 def _xferlog(config: Config) -> Xferlog | None:

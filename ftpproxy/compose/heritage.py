@@ -71,15 +71,17 @@ class Heritage:
             descriptors.append(int(number))
         for descriptor in descriptors[1:]:
             os.close(descriptor)  # nobody takes up two
-        for descriptor in descriptors[:1]:
-            try:
-                return cls(supervisor, Inheritance(socket.socket(fileno=descriptor)))
-            except (Unreadable, OSError) as error:
-                event(log, logging.ERROR, "restart.unreadable", reason=error)
-        return cls(supervisor)
-
-    def __bool__(self) -> bool:
-        return self._inheritance is not None
+        if not descriptors:
+            return cls(supervisor)
+        try:
+            queue = socket.socket(fileno=os.dup(descriptors[0]))
+            os.close(descriptors[0])
+            return cls(supervisor, Inheritance(queue))
+        except (Unreadable, OSError) as error:
+            event(log, logging.ERROR, "restart.unreadable", reason=error)
+        heritage = cls(supervisor)
+        heritage._forget()
+        return heritage
 
     def listeners(self) -> dict[Endpoint, socket.socket]:
         """Listening sockets by where the configuration had them; who needs one takes it out."""
@@ -137,10 +139,7 @@ class Heritage:
         inheritance.close()
         self._records.clear()
         self._close_listeners()
-        try:
-            self._supervisor.forget(ESTATE)
-        except NotifyError as error:  # then it will be found empty of clients, and closed
-            event(log, logging.WARNING, "supervisor.deaf", reason=error)
+        self._forget()
 
     def close(self) -> None:
         """The start has failed: tell everybody.  Nothing happens when it has not."""
@@ -149,6 +148,13 @@ class Heritage:
             self._inheritance.refuse(reply(421, FAREWELL))
             self._inheritance.close()
             self._inheritance = None
+
+    def _forget(self) -> None:
+        """It need not be kept any more."""
+        try:
+            self._supervisor.forget(ESTATE)
+        except NotifyError as error:  # then it will be found empty
+            event(log, logging.WARNING, "supervisor.deaf", reason=error)
 
     def _close_listeners(self) -> None:
         for sock in self._listeners.values():

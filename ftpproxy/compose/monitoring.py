@@ -5,6 +5,7 @@ prometheus-client is needed for this and for nothing else, and imported only whe
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sized
 
@@ -23,7 +24,7 @@ def scrape(config: MetricsConfig, server: Server, elements: Elements | None) -> 
         from ..exposition import Exposition, Present
     except ImportError as error:
         raise CannotServe(
-            "metrics.listen: prometheus-client is not installed (pip install prometheus-client)"
+            f"metrics.listen: prometheus-client is missing: {sys.executable} -m pip install prometheus-client"
         ) from error
 
     def paths() -> dict[tuple[str, str], int]:

@@ -13,6 +13,7 @@ docs/configuration.md describes every key; a test holds the two together.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import sys
@@ -25,7 +26,7 @@ from .beside import check_control, check_metrics
 from .checks import check_service, check_together
 from .reading import Found, key_path, read
 from .systems import check_system
-from .tables import GENERAL, CommandRuleTable, ServiceTable, keys
+from .tables import GENERAL, SECTIONS, CommandRuleTable, ServiceTable, keys
 from .values import (
     Announce,
     AnnounceFrom,
@@ -135,8 +136,13 @@ def parse(text: str, system: str | None = None) -> Config:
 
 
 def _unknown_section(key: str) -> str:
+    for section in (f"[service.{key}]", f"[[service.{key}]]"):
+        if section in SECTIONS:
+            return f"unknown key here; write {section}, below the [[service]] that it belongs to"
     if key in keys(ServiceTable):
         return "unknown key here; it belongs into [[service]]"
+    if close := difflib.get_close_matches(key, ["service", *GENERAL], 1):
+        return f"unknown key; did you mean {'[[service]]' if close[0] == 'service' else f'[{close[0]}]'}?"
     return f"unknown key; a file has [[service]], {', '.join(f'[{name}]' for name in GENERAL)}"
 
 

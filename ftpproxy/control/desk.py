@@ -19,7 +19,7 @@ from attrs import define, frozen
 
 from .. import __version__
 from ..endpoints import IPAddress, parse_address
-from ..log import event, set_level
+from ..log import event, level_wanted, set_level
 from ..reasons import Code, Reason
 from ..reception import Reception
 from ..server import Server
@@ -30,7 +30,7 @@ from .credentials import Peer
 __all__ = ["Answer", "Desk", "Facts", "Refusal", "Watch"]
 
 EX_FAILURE, EX_USAGE, EX_NOPERM = 1, 64, 77
-LEVELS = ("debug", "info", "warning", "error")
+LEVELS = ("debug", "info", "notice", "warning", "error", "critical")
 GLANCES_A_TURN = 50
 """Sessions that are looked at before everybody else has a turn."""
 
@@ -127,7 +127,7 @@ class Desk:
             "file": self.facts.file,
             "reloads": self.facts.reloads,
             "reloaded": self.facts.reloaded,
-            "log_level": logging.getLevelName(logging.getLogger().level).lower(),
+            "log_level": logging.getLevelName(level_wanted()).lower(),
             "sessions": len(self.server.sessions),
             "paths": dict(sorted(planes.items())),
             "services": self.server.survey(),

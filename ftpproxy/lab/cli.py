@@ -198,4 +198,5 @@ def _guide(lab: Lab, proxies: dict[str, Proxy]) -> str:
         lines.append(
             f"  tail -f {proxy.file.parent}/log    # the proxy on {proxy.host.name}; ftpproxy.toml lies beside"
         )
+        lines.append(f"  ftpproxy top -c {proxy.file}    # its sessions; trace and the others take -c, too")
     return "\n".join([*lines, "", "You are on the client now. `exit` clears everything away."])

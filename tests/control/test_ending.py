@@ -92,7 +92,7 @@ def test_the_grace_is_limited(ftp_server: FtpServer, stack: ExitStack) -> None:
 def test_drain_waits_for_the_last_to_leave(mortal: Stage) -> None:
     client, other = mortal.client().log_in(), mortal.client().log_in()
     done = mortal.command("drain")
-    assert (done.returncode, done.stdout) == (0, "draining: 2 sessions are left\n")
+    assert (done.returncode, done.stdout) == (0, "draining; sessions left: 2\n")
     assert nobody_listens(mortal)
     assert mortal.command("reload").stderr == "ftpproxy reload: the process is about to end\n"
     assert client.retrieve("sample").read(len(SAMPLE)) == len(SAMPLE) - 4096

@@ -194,3 +194,23 @@ def test_the_xferlog_is_opened_again(ftp_server: FtpServer, stack: ExitStack, tm
     done = stage.command("reload")
     assert done.returncode == 78
     assert "log.xferlog: " in done.stderr
+
+
+def test_announced_addresses_change_and_their_sources_are_looked_at_first(stage: Stage, tmp_path: Path) -> None:
+    source = tmp_path / "address"
+    source.write_text("198.51.100.7\n")
+    old = stage.client().log_in()
+    planes = 'planes = ["relay"]'
+    edit(stage, planes, f'{planes}\nannounce = {{ client = "file:{source}" }}')
+    assert stage.command("reload").returncode == 0
+    first = stage.client().log_in()
+    assert "(198,51,100,7," in first.say("PASV")
+    assert "(127,0,0,1," in old.say("PASV")
+    edit(stage, f'"file:{source}"', '"198.51.100.8"')
+    assert stage.command("reload").returncode == 0
+    assert "(198,51,100,8," in stage.client().log_in().say("PASV")
+    assert "(198,51,100,7," in first.say("PASV")
+    looks = stage.proxy.log.count("announce.")
+    source.write_text("198.51.100.9\n")  # nobody looks there any more
+    assert stage.command("reload").returncode == 0
+    assert stage.proxy.log.count("announce.") == looks

@@ -245,7 +245,10 @@ def guest(stage: Stage) -> Iterator[Callable[[], Guest]]:
         (b'{"command": "kill", "session": 12}', "no session 12"),
         (b'{"command": "trace"}', "trace takes a session or an address"),
         (b'{"command": "trace", "address": {}}', "{} is not an IP address"),
-        (b'{"command": "log-level", "level": ["info"]}', "log-level takes one of debug, info, warning, error"),
+        (
+            b'{"command": "log-level", "level": ["info"]}',
+            "log-level takes one of debug, info, notice, warning, error, critical",
+        ),
     ],
 )
 def test_a_bad_line_gets_an_error_and_service_goes_on(guest: Callable[[], Guest], line: bytes, error: str) -> None:

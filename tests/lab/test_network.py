@@ -117,14 +117,17 @@ def test_make_way_closes_the_mapping_and_opens_the_ports() -> None:
 
 
 def test_an_exception_leaves_nothing() -> None:
+    before = set(namespaces(os.getpid()))  # of fixtures that last longer than a test
+
     def fail() -> None:
         with Lab(Topology.BOTH_NAT) as lab:
             lab.client.popen("sleep", "1000")
-            assert len(namespaces(os.getpid())) == 4
+            assert len(set(namespaces(os.getpid())) - before) == 4
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
+    assert set(namespaces(os.getpid())) == before
 
 
 def test_a_lab_that_cannot_be_built_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -402,8 +402,9 @@ def test_what_is_no_estate(site: Site, kind: str) -> None:
         ours.close()
         stored(site, theirs)
     site.supervisor.start()
+    assert site.supervisor.stored == []
     Session(site).still_speaks()
-    assert "restart.unreadable" in site.supervisor.log
+    assert " error restart.unreadable reason=" in site.supervisor.log
 
 
 def test_the_header_is_for_ever() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +22,15 @@ from ftpproxy.lab.network import Gateway
 ROOT = Path(__file__).parents[2]
 ROOTFS = ROOT / ".cache" / "system" / "debian12"
 SECONDS = 120.0
+ROOTFS_SECONDS = 420.0
+
+
+class CannotBoot(Exception):
+    """No machine can be booted here; the text says why."""
 
 
 class Machine:
-    """The container, between `with` and the end of the block."""
+    """The container, between `with` and the end of the block.  Raises `CannotBoot`."""
 
     def __init__(self, gateway: Gateway, wheels: Path) -> None:
         self._gateway = gateway
@@ -51,11 +57,14 @@ class Machine:
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             start_new_session=True,
         )
         try:
-            self.until(self._is_up, "the machine has booted")
+            try:
+                self.until(self._is_up, "the machine has booted")
+            except AssertionError as error:
+                raise CannotBoot(str(error)) from None
             self.run("/opt/ftpproxy/bin/pip", "install", "--quiet", "--no-index", "--find-links=/wheels", "ftpproxy")
             self.run("sh", "-ec", INSTALL)
         except BaseException:
@@ -71,10 +80,13 @@ class Machine:
                 pass
         self._nspawn.kill()
         self._nspawn.wait()
+        if self._nspawn.stderr is not None:
+            self._nspawn.stderr.close()
 
     def _is_up(self) -> bool:
         if self._nspawn.poll() is not None:
-            raise AssertionError("systemd-nspawn has ended")
+            assert self._nspawn.stderr is not None
+            raise CannotBoot(f"systemd-nspawn has ended: {self._nspawn.stderr.read().decode().strip()}")
         if not self._leader:
             self._leader = self._first_process()
             return False
@@ -137,6 +149,27 @@ systemd-tmpfiles --create
 systemctl daemon-reload
 """
 """As docs/operations.md says."""
+
+
+def prepare() -> None:
+    """Make the root file system if there is none yet.  Raises `CannotBoot`."""
+    if os.geteuid() != 0:
+        raise CannotBoot("only root may")
+    for program in ("debootstrap", "systemd-nspawn", "nsenter"):
+        if shutil.which(program) is None:
+            raise CannotBoot(f"there is no {program} (tests/system-packages.sh system)")
+    try:
+        made = subprocess.run(
+            ["bash", str(Path(__file__).parent / "rootfs.sh"), str(ROOTFS)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=ROOTFS_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise CannotBoot(f"making its root file system took more than {ROOTFS_SECONDS:.0f} s") from None
+    if made.returncode:
+        raise CannotBoot(f"its root file system cannot be made: {made.stderr.strip()}")
 
 
 def wheels(folder: Path) -> Path:
