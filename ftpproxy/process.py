@@ -67,7 +67,7 @@ def drop_privileges(config: Config, *, table: bool, belongings: Iterable[str] = 
     keep = needed(config.services, table=table)
     for path in belongings:
         try:
-            os.chown(path, account.uid, -1)
+            os.chown(path, account.uid, -1, follow_symlinks=False)  # its directory may be somebody else's
         except OSError as error:
             raise PrivilegeError(f'cannot give {path} to the user "{account.name}": {error.strerror}') from error
     become(account, keep)

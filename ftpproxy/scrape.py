@@ -8,6 +8,7 @@ Unix socket, since whoever can read metrics learns how busy a firewall is.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import stat
@@ -26,6 +27,8 @@ LONGEST = 8192
 """Octets of a request."""
 AT_ONCE = 8
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+log = logging.getLogger(__name__)
 
 Place = Endpoint | str
 """Where to listen; a string is the path of a Unix socket."""
@@ -84,6 +87,8 @@ class Scrape:
                     pass  # a close with octets unread would be a reset, which may overtake the answer
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it did not wait
+        except Exception:
+            log.exception("internal.error")  # whoever asked gets no answer
         finally:
             limit.release_on_behalf_of(stream)
             with trio.CancelScope(shield=True):
@@ -132,8 +137,12 @@ def _unix(path: str) -> socket.socket:
         pass
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(path)
-        os.chmod(path, 0o666)
+        # By name (chmod) it might be something else meanwhile: the directory need not be ours.
+        before = os.umask(0o111)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(before)
     except BaseException:
         sock.close()
         raise

@@ -14,7 +14,8 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -55,6 +56,16 @@ _INTERCEPT_UNKNOWN = Reason(Code.INTERCEPT_UNKNOWN, "Cannot tell which server yo
 def _log_refusal(service: Service, client: Endpoint, why: Reason) -> None:
     counts.refused[service.name, why.code] += 1
     event(log, logging.WARNING, "session.refused", service=service.name, client=client, code=why.code, reason=why)
+
+
+@contextmanager
+def _heard(numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Those that were held back until now (pthread_sigmask(3)) come in, and are held back again behind."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Server:
@@ -391,7 +402,7 @@ class Server:
         `ready` is called when signals are obeyed: whoever is told so may send one at once."""
         orders = {signal.SIGINT: self.stop, signal.SIGTERM: self.stop, **orders}
         self._board.sweep(self._sweep, self.listeners.crashed)
-        with trio.open_signal_receiver(*orders) as signals:
+        with trio.open_signal_receiver(*orders) as signals, _heard(orders):
             ready()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._turn, nursery)

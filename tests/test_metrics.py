@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ftplib
 import io
+import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -342,6 +344,20 @@ async def test_a_request_is_bounded() -> None:
     scrape.close()
 
 
+async def test_a_text_that_cannot_be_made(caplog: pytest.LogCaptureFixture) -> None:
+    """It is a bug, and ends nothing but that answer."""
+    texts = iter([b"text\n"])
+    scrape = Scrape(Endpoint.parse("127.0.0.1:0"), lambda: next(texts))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scrape.run)
+        assert (await ask(scrape, b"GET /metrics HTTP/1.0\r\n\r\n")).endswith(b"\r\n\r\ntext\n")
+        for _ in range(2):
+            assert await ask(scrape, b"GET /metrics HTTP/1.0\r\n\r\n") == b""
+        nursery.cancel_scope.cancel()
+    scrape.close()
+    assert [record.msg for record in caplog.records] == ["internal.error"] * 2
+
+
 async def test_a_unix_socket(tmp_path: Path) -> None:
     """What a dead process left there is replaced; where somebody lives, and where a file is, nothing is touched."""
     path = str(tmp_path / "metrics")
@@ -354,6 +370,7 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scrape.run)
         assert (await ask(scrape, b"GET /metrics HTTP/1.0\r\n\r\n")).endswith(b"text\n")
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o666
         nursery.cancel_scope.cancel()
     scrape.close()
     assert not await trio.Path(path).exists()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,26 @@ def test_nobody_else_can_be_become_without_root() -> None:
     argv = [sys.executable, "-c", CHILD.replace('become(find("nobody")', 'become(find("nobody")); become(find("root")')]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert "cannot become the user" in done.stderr
+
+
+GIVE = """
+import sys
+from ftpproxy.config import Config, ProcessConfig
+from ftpproxy.process import drop_privileges
+drop_privileges(Config(services=(), process=ProcessConfig(user="nobody")), table=False, belongings=sys.argv[1:])
+"""
+
+
+def test_a_link_in_the_place_of_a_belonging_is_not_followed(tmp_path: Path) -> None:
+    """Its directory may be that user's, who would be given whatever file of root's he has put there."""
+    roots, ours = tmp_path / "roots", tmp_path / "ours"
+    roots.touch()
+    ours.symlink_to(roots)
+    subprocess.run([sys.executable, "-c", GIVE, str(ours)], check=True)
+    nobody = find("nobody")
+    assert nobody is not None
+    assert roots.stat().st_uid == 0
+    assert ours.lstat().st_uid == nobody.uid
 
 
 def test_an_unknown_user() -> None:

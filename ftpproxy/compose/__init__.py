@@ -59,6 +59,8 @@ DESCRIPTORS_A_SESSION = 10
 SECONDS_FOR_ANOTHER = 2.0
 """How long another process with our table may take to start."""
 
+HELD_BACK = (signal.SIGHUP, signal.SIGUSR2)
+
 Orders = Mapping[signal.Signals, Callable[[], object]]
 """What to do at which signal."""
 
@@ -73,12 +75,14 @@ def run(
     `read` reads it again, for a reload; it raises `ConfigError`.  `ready` is called once everything stands that may
     fail.  `file` is where the configuration was read, None where it is not a file's.
     """
+    _hold_back()
     passed, supervisor = inherited(), Supervisor.from_environment()
     most = {service.name: service.limits.sessions for service in config.services}
     logs.set_up(logging.getLevelNamesMapping()[config.log.level.upper()], config.log.format, most)
-    heritage, successor = Heritage.found(passed, supervisor), Successor(supervisor, read, file)
     _spare_the_collector()
     _raise_descriptor_limit(config)
+    # Behind that: what is left may be more descriptors than we were allowed so far.
+    heritage, successor = Heritage.found(passed, supervisor), Successor(supervisor, read, file)
     claim: Claim | None = None
     engine: Engine | None = None
     try:
@@ -108,6 +112,15 @@ def run(
         if claim is not None:
             claim.close()
     return successor.begin() if successor.left else code
+
+
+def _hold_back() -> None:
+    """Signals of ours wait until `Server.run` hears them, and again when it has ended: what they do by default would be
+    the end of every session that waits for a successor.  Held back is held back across execve(2), too.  A thread that
+    is left over may still take one: nothing happens then."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    for number in HELD_BACK:
+        signal.signal(number, lambda *_: None)
 
 
 def _engine(config: Config) -> Engine | None:

@@ -85,6 +85,9 @@ class Reload:
                 for problem in refusal.answer.get("problems") or [str(refusal)]:
                     event(_log, logging.ERROR, "reload.refused", file=self.facts.file, reason=problem)
                 raise
+            except Exception as error:
+                _log.exception("internal.error")  # whatever is in a file, the service goes on as it is
+                raise Refusal(f"internal error: {type(error).__name__}; the log has more", os.EX_SOFTWARE) from None
             finally:
                 self.vitals.ready()
 

@@ -99,7 +99,9 @@ def parse(text: str, system: str | None = None) -> Config:
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ConfigError([Problem("", "is not TOML: nested too deeply")]) from None
+    except ValueError as error:  # a number of thousands of digits is no TOMLDecodeError
         what, place = re.fullmatch(r"(.*?)(?: \(at (.*)\))?", str(error), re.DOTALL).groups()  # type: ignore[union-attr]
         raise ConfigError([Problem(place or "", f"is not TOML: {what}")]) from None
 

@@ -1,5 +1,8 @@
 """The place of the control socket in the file system: made, taken over from the dead, given back.
 
+It may be made by root in a directory that is somebody else's, so whatever is found under its name is not followed where
+it leads.
+
 A socket that a killed process left behind answers no call; it is removed and made anew.  One that answers belongs to
 somebody who lives, and is not touched.
 """
@@ -53,11 +56,11 @@ class Address:
             gid = _gid(group)
             if gid is not None:
                 try:
-                    os.chown(path, -1, gid)
+                    os.chown(path, -1, gid, follow_symlinks=False)
                 except PermissionError:
                     gid = None  # not one of our groups: then only our own user and root can connect
             sock.listen(BACKLOG)
-            status = os.stat(path)
+            status = os.stat(path, follow_symlinks=False)
         except OSError as error:
             sock.close()
             raise CannotControl(f"{path}: {error.strerror or error}") from error

@@ -37,12 +37,14 @@ def in_force(stage: Stage) -> dict[str, Any]:
     ("old", "new", "problem"),
     [
         ("[[service]]", "[[service", "line 1, column 10"),
+        ("[[service]]", "x = " + "[" * 5000 + "\n[[service]]", "is not TOML: nested too deeply"),
+        ("[[service]]", "x = " + "9" * 5000 + "\n[[service]]", "is not TOML: Exceeds the limit"),
         ('mode = "reverse"', 'mode = "sideways"', '"sideways" is not known here'),
         ('mode = "reverse"', 'mode = "reverse"\nnonsense = 1', "unknown key"),
         (HERE, "192.0.2.1", "192.0.2.1 is not an address of this machine"),
         ('planes = ["relay"]', 'planes = ["nft", "relay"]', "the table in nftables is made at the start only"),
     ],
-    ids=["toml", "value", "key", "address", "privilege"],
+    ids=["toml", "deep", "long", "value", "key", "address", "privilege"],
 )
 def test_a_bad_file_changes_nothing(stage: Stage, old: str, new: str, problem: str) -> None:
     client = stage.client().log_in()

@@ -316,6 +316,32 @@ def test_what_its_user_may_not_run_is_refused_before(
     assert str(program) in vars(caplog.records[0])["fields"]["reason"]
 
 
+def test_signals_in_the_middle_of_it(tmp_path: Path) -> None:
+    """What is said to a process that is being replaced, or has just begun, waits: it does not end everybody."""
+    site = Site(tmp_path)
+    with site.stack:
+        site.supervisor.start_alone()
+        session = Session(site)
+        site.supervisor.signal(signal.SIGUSR2)
+        site.log_has(r" restart\.left ")
+        site.supervisor.signal(signal.SIGHUP)
+        site.supervisor.signal(signal.SIGUSR2)
+        site.log_has(r" restart\.inherited ")
+        session.still_speaks()
+
+
+def test_more_descriptors_than_it_is_allowed_at_first(tmp_path: Path) -> None:
+    """A soft limit is raised before what was left is unpacked."""
+    site = Site(tmp_path)
+    site.supervisor.prefix = ("prlimit", "--nofile=64:4096")
+    with site.stack:
+        site.supervisor.start()
+        sessions = [Session(site) for _ in range(40)]
+        site.supervisor.restart()
+        for session in sessions:
+            session.still_speaks()
+
+
 # Estates that are none
 
 
