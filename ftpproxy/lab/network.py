@@ -142,6 +142,9 @@ class Lab:
         """Kill what runs in the namespaces and delete them.  Idempotent."""
         for number in self._signals:
             signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the clearing up, nor end ip(8)
+        for host in self.hosts:
+            for child in host.children:
+                child.kill()  # it may be on its way into the namespace still, where `delete` would not find it
         delete([host.namespace for host in self.hosts])
         for host in self.hosts:
             for child in host.children:
