@@ -296,7 +296,7 @@ class Server:
 
     @property
     def everybody(self) -> list[Session | Reception | Arrival]:
-        """Everybody."""
+        """Whoever is here, in a session or not yet."""
         return [*self.sessions, *self._others]
 
     @property
@@ -349,7 +349,7 @@ class Server:
         self._board.guard(guest.dismiss, reason, guest.crashed)
 
     def _sweep(self, now: float) -> None:
-        for each in [*self.sessions, *self._others]:
+        for each in self.everybody:
             self._board.guard(each.sweep, now, each.crashed)
         self.listeners.sweep()
         if self._retired:
@@ -378,7 +378,7 @@ class Server:
             for guest in self.guests:
                 if guest.quiet:
                     self.dismiss(guest, _SHUTDOWN)
-        if now >= self._drained_at or not (self.sessions or self._others):
+        if now >= self._drained_at or not self.everybody:
             self.stop()
 
     def terminate(self, grace: float) -> None:
@@ -430,7 +430,7 @@ class Server:
     def close(self) -> None:
         """Close every listener and end every session."""
         self.listeners.close()
-        for guest in [*self.sessions, *self._others]:
+        for guest in self.everybody:
             if not isinstance(guest, Arrival):
                 guest.dismiss(_SHUTDOWN)
             guest.close()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from .parser import Parser
 
-__all__ = ["add_json", "add_socket", "path_of", "print_json", "told"]
+__all__ = ["add_json", "add_socket", "answered", "path_of", "print_json", "told"]
 
 
 def add_socket(parser: Parser) -> None:
@@ -47,6 +49,22 @@ def told(arguments: argparse.Namespace, do: Callable[[str], int]) -> int:
             print(problem, file=sys.stderr)
         print(f"ftpproxy {arguments.word}: {error}", file=sys.stderr)
         return error.code
+
+
+def answered(arguments: argparse.Namespace, question: str, lines: Callable[[Any], Iterable[str]]) -> int:
+    """Ask `question` and print the answer, as `lines` or as JSON; what fails is one line on standard error."""
+    from ..control.caller import Caller
+
+    def do(path: str) -> int:
+        with Caller(path) as caller:
+            answer = caller.ask(question)
+        if arguments.json:
+            print_json(answer)
+        else:
+            print("\n".join(lines(answer)))
+        return os.EX_OK
+
+    return told(arguments, do)
 
 
 def print_json(value: object) -> None:

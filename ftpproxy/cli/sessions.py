@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
-from .control import add_json, add_socket, print_json, told
+from .control import add_json, add_socket, answered
 from .parser import Parser
 
 SUMMARY = "the sessions of a running process, a line each"
@@ -26,18 +25,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..control.caller import Caller
-
-    def do(path: str) -> int:
-        with Caller(path) as caller:
-            sessions = caller.ask("sessions")
-        if arguments.json:
-            print_json(sessions)
-        else:
-            _print([COLUMNS, *map(_row, sorted(sessions, key=lambda each: each["session"]))])
-        return os.EX_OK
-
-    return told(arguments, do)
+    return answered(arguments, "sessions", _lines)
 
 
 def _row(session: dict[str, Any]) -> tuple[str, ...]:
@@ -61,7 +49,7 @@ def _row(session: dict[str, Any]) -> tuple[str, ...]:
     return tuple(printable(cell).replace(" ", "\\x20") or "-" for cell in cells)  # one word each, for awk(1)
 
 
-def _print(rows: list[tuple[str, ...]]) -> None:
+def _lines(sessions: list[dict[str, Any]]) -> list[str]:
+    rows = [COLUMNS, *map(_row, sorted(sessions, key=lambda each: each["session"]))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

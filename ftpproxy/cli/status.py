@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from typing import Any
 
-from .control import add_json, add_socket, print_json, told
+from .control import add_json, add_socket, answered
 from .parser import Parser
 
 SUMMARY = "what a running process is and does"
@@ -23,24 +22,13 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..control.caller import Caller
-
-    def do(path: str) -> int:
-        with Caller(path) as caller:
-            status = caller.ask("status")
-        if arguments.json:
-            print_json(status)
-        else:
-            print("\n".join(_lines(status)))
-        return os.EX_OK
-
-    return told(arguments, do)
+    return answered(arguments, "status", _lines)
 
 
 def _lines(status: dict[str, Any]) -> list[str]:
     from ..show import count, duration
 
-    paths = ", ".join(f"{count} on {plane}" for plane, count in status["paths"].items()) or "none"
+    paths = ", ".join(f"{number} on {plane}" for plane, number in status["paths"].items()) or "none"
     lines = [
         f"ftpproxy {status['version']}, {status['state']}, process {status['pid']}, up {duration(status['uptime'])}",
         f"configuration: {status['file'] or 'command line'}, {_reloads(status)}, log level {status['log_level']}",
@@ -55,7 +43,9 @@ def _lines(status: dict[str, Any]) -> list[str]:
 
 
 def _reloads(status: dict[str, Any]) -> str:
+    from ..show import count
+
     if not status["reloads"]:
         return "never reloaded"
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status["reloaded"]))
-    return f"{status['reloads']} reload{'s' * (status['reloads'] != 1)}, the last at {when}"
+    return f"{count(status['reloads'], 'reload')}, the last at {when}"
