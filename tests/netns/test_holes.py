@@ -125,7 +125,8 @@ def test_the_kernels_connections_pass_by_their_mark(kind: str) -> None:
         other = gateway.address(4) if kind == "reverse" else gateway.inside_address(4)
         assert reached(deployment, (other, 99)) is None
         gateway.run("nft", "add", "rule", "inet", "filter", "forward", "ct", "status", "dnat", "accept", check=True)
-        assert (called := reached(deployment, (other, 99))) is not None
+        called = reached(deployment, (other, 99))
+        assert called is not None
         called.close()
         rules(deployment, "--remove", "--chain", "inet/filter/forward")
         assert ours(deployment, "forward") == []
