@@ -114,7 +114,8 @@ def must_fail(topology: Topology, verb: str) -> bool:
 def survey(
     topology: Topology, intercept: str | None, *, timeout: float = TIMEOUT, planes: Sequence[str] = ("relay",)
 ) -> tuple[dict[Row, Cell], str]:
-    """All rows in one column: the cells, and the logs of the proxies.  `intercept` None is without proxy."""
+    """All rows in one column: the cells, and the logs of the proxies; where a cell is not as it must be, also the
+    server's log and the kernel's evidence.  `intercept` None is without proxy."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(topology))
         server = stack.enter_context(FtpServer(lab.server, os.urandom(OCTETS)))
@@ -126,8 +127,11 @@ def survey(
             ]
         outcomes = run(lab.client, lab.dialled, server, _transfers(ROWS), timeout=timeout)
         outcomes = _carried(outcomes, proxies)
+        cells = _cells(ROWS, outcomes, lambda row: intercept is not None or not must_fail(topology, row.verb))
         logs = "".join(f"--- {proxy.host.name}\n{proxy.log}" for proxy in proxies)
-    return _cells(ROWS, outcomes, lambda row: intercept is not None or not must_fail(topology, row.verb)), logs
+        if not all(cell.as_expected for cell in cells.values()):
+            logs += f"--- server\n{server.log}" + "".join(host.evidence() for host in lab.hosts)
+    return cells, logs
 
 
 def _carried(outcomes: Mapping[Transfer, Outcome], proxies: Iterable[Carrier]) -> dict[Transfer, Outcome]:

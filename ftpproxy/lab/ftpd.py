@@ -45,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
     class Loop(IOLoop):  # type: ignore[misc]
         def unregister(self, descriptor: int) -> None:
-            """Where pyftpdlib (2.2.0) closes a socket first and unregisters it then, as for each EPSV over IPv6, another
-            session's thread may have opened a file meanwhile that got its number; epoll_ctl(2) says EPERM of files, and
-            pyftpdlib, which expects ENOENT and EBADF only, would end the control connection without a word."""
+            """Where pyftpdlib (2.2.0) closes a socket first and unregisters it then, as for each EPSV over IPv6, the
+            thread of another session may have opened a file meanwhile that got its number.  Of a file epoll_ctl(2) says
+            EPERM; pyftpdlib expects ENOENT and EBADF only, and the control connection would end without a word."""
             with suppress(PermissionError):
                 super().unregister(descriptor)
 

@@ -22,5 +22,5 @@ def close_and_open(self: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    socket.socket.close = close_and_open  # type: ignore[method-assign]
+    socket.socket.close = close_and_open  # type: ignore[method-assign, assignment]
     sys.exit(main())
