@@ -40,7 +40,7 @@ handle=$(nft -a list chain inet filter input | sed -n 's/.*tcp dport.*20000-2999
 nft delete rule inet filter input handle $handle
 """
 NO_DNAT = r"""
-handle=$(nft -a list chain inet filter forward | sed -n 's/.*ct status dnat accept.*handle //p')
+handle=$(nft -a list chain inet filter forward | sed -n 's/.*ct status dnat.* accept.*handle //p')
 nft delete rule inet filter forward handle $handle
 """
 STRANGERS = """\
@@ -143,7 +143,7 @@ def test_a_fault_is_named_alone_and_its_line_mends_it(wards: Wards, fault: str) 
         patient.follow(found)
         assert patient.findings() == []
         patient.sh(CLEAN)
-        patient.gateway.make_way()
+        patient.proxy.make_way()
 
 
 @pytest.mark.parametrize(("kind", "documented_for"), list(zip(KINDS, FIREWALLS, strict=True)))
@@ -159,7 +159,7 @@ def test_the_documented_firewall_is_enough_and_half_of_it_is_not(wards: Wards, k
             assert all(f"connections of {who} (IPv4 and IPv6)" in each["what"] for each in found)
             patient.follow(found)
             assert patient.findings() == []
-        patient.gateway.make_way()
+        patient.proxy.make_way()
 
 
 def test_half_a_range_is_not_enough(wards: Wards) -> None:
@@ -169,7 +169,7 @@ def test_half_a_range_is_not_enough(wards: Wards) -> None:
             ("firewall", "clients (IPv4 and IPv6)"),
             ("firewall", "servers (IPv4 and IPv6)"),
         }
-        patient.gateway.make_way()
+        patient.proxy.make_way()
 
 
 def test_another_policy_rule_that_comes_first(wards: Wards) -> None:
