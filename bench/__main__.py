@@ -26,12 +26,13 @@ from .topology import DIRECT, SERVER, Topology
 
 WAYS = ("tproxy", "redirect", "none")
 PARTS = ("memory", "throughput", "sessions", "kernel")
+PASV = "pasv"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round: about 20 s, good for a look only")
-    parser.add_argument("--only", choices=PARTS, help="one of the measurements")
+    parser.add_argument("--only", choices=[*PARTS, PASV], help="one of the measurements; pasv is a part of kernel")
     parser.add_argument(
         "--ways",
         type=lambda text: text.split(","),
@@ -56,6 +57,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N,...",
         help="concurrent clients (default: 1,16,64)",
     )
+    parser.add_argument(
+        "--cores",
+        type=lambda text: [int(n) for n in text.split(",")],
+        default=[],
+        metavar="CLIENT,GATEWAY,SERVER",
+        help="kernel and pasv: the core that each of the three processes stays on (default: where the scheduler likes)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead")
     parser.add_argument(
         "--profile",
@@ -69,6 +77,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--ways: {', '.join(sorted(unknown))}: choose from {', '.join(WAYS)}")
     if options.direct:
         options.ways = []
+    if len(options.cores) not in (0, 3):
+        parser.error("--cores: three numbers, of client, gateway and server, as in 0,1,0")
     options.rounds = options.rounds or (1 if options.quick else 5)
     options.seconds = options.seconds or (1.0 if options.quick else 2.0)
     return options
@@ -100,11 +110,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     wanted = [options.only] if options.only else list(PARTS)
     load = build("load")
-    if "kernel" in wanted and not options.direct:
-        wanted.remove("kernel")
+    if wanted[-1] in ("kernel", PASV) and not options.direct:
+        part = wanted.pop()
         result["kernel"] = kernel(
             load,
             lambda topology: serving(topology, copy),
+            only_pasv=part == PASV,
+            cores=options.cores,
             copy=copy,
             rounds=options.rounds,
             size=options.size << 20,

@@ -61,11 +61,12 @@ def run(*command: str, text: str | None = None) -> str:
 class Topology:
     """A context manager; leaving it removes the namespaces, which takes everything inside them along."""
 
-    def __init__(self, *, nat: bool) -> None:
+    def __init__(self, *, nat: bool, cores: Sequence[int] = ()) -> None:
+        """`cores`: one each for the processes of client, gateway and server; none: where the scheduler puts them."""
         self._nat = nat
-        self.client, self.gateway, self.server = (
-            f"ftpb-{os.getpid()}-{who}" for who in ("client", "gateway", "server")
-        )
+        spaces = [f"ftpb-{os.getpid()}-{who}" for who in ("client", "gateway", "server")]
+        self.client, self.gateway, self.server = spaces
+        self._cores = dict(zip(spaces, cores, strict=True)) if cores else {}
 
     def __enter__(self) -> Topology:
         try:
@@ -120,7 +121,8 @@ class Topology:
     def sysctl(self, space: str, values: dict[str, str]) -> None:
         run(*self.inside(space, ["sysctl", "-q", "-w", *(f"{key}={value}" for key, value in values.items())]))
 
-    @staticmethod
-    def inside(space: str, command: Sequence[str]) -> list[str]:
+    def inside(self, space: str, command: Sequence[str]) -> list[str]:
         """`command` inside the namespace; `ip` executes it, so the process id is the command's own."""
-        return ["ip", "netns", "exec", space, *command]
+        core = self._cores.get(space)
+        pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
+        return ["ip", "netns", "exec", space, *pinned, *command]

@@ -40,9 +40,10 @@ handle=$(nft -a list chain inet filter input | sed -n 's/.*tcp dport.*20000-2999
 nft delete rule inet filter input handle $handle
 """
 NO_DNAT = r"""
-handle=$(nft -a list chain inet filter forward | sed -n 's/.*ct status dnat accept.*handle //p')
+handle=$(nft -a list chain inet filter forward | sed -n 's/.*ct status dnat.* accept.*handle //p')
 nft delete rule inet filter forward handle $handle
 """
+BY_MARK = "nft add rule inet filter forward ct mark \\& 0x400000 == 0x400000 accept\n"
 STRANGERS = """\
 nft add chain inet filter strangers
 nft add rule inet filter strangers meta l4proto tcp reject with tcp reset
@@ -120,6 +121,8 @@ FAULTS = {
     "firewall, reverse": ("reverse", CLOSE_LAN, "firewall"),
     "firewall, the kernel's connections": ("nft", NO_DNAT, "firewall.forward"),
     "firewall, all of the kernel's connections": ("nft", "nft flush chain inet filter forward", "firewall.forward"),
+    "firewall, the kernel's connections, none marked": ("nft", NO_DNAT + BY_MARK, "firewall.forward"),
+    "firewall, marked connections": ("marked nft", NO_DNAT, "firewall.forward"),
     "firewall, marked calls": ("marked", NO_WELCOME, "firewall"),
     "firewall, marked clients": ("marked", CLOSE_LAN, "firewall"),
     "firewall, in a chain of its own": (
@@ -143,6 +146,16 @@ def test_a_fault_is_named_alone_and_its_line_mends_it(wards: Wards, fault: str) 
         patient.follow(found)
         assert patient.findings() == []
         patient.sh(CLEAN)
+        patient.proxy.make_way()
+
+
+def test_a_forward_chain_that_goes_by_the_mark(wards: Wards) -> None:
+    """It is what the doctor asks for where there is a mark, and enough."""
+    with wards.visit("marked nft") as patient:
+        patient.sh(NO_DNAT)
+        assert all("`ct mark & 0x400000 == 0x400000 accept`" in each["why"] for each in patient.findings())
+        patient.sh(BY_MARK)
+        assert patient.findings() == []
         patient.gateway.make_way()
 
 
@@ -159,7 +172,7 @@ def test_the_documented_firewall_is_enough_and_half_of_it_is_not(wards: Wards, k
             assert all(f"connections of {who} (IPv4 and IPv6)" in each["what"] for each in found)
             patient.follow(found)
             assert patient.findings() == []
-        patient.gateway.make_way()
+        patient.proxy.make_way()
 
 
 def test_half_a_range_is_not_enough(wards: Wards) -> None:
@@ -169,7 +182,7 @@ def test_half_a_range_is_not_enough(wards: Wards) -> None:
             ("firewall", "clients (IPv4 and IPv6)"),
             ("firewall", "servers (IPv4 and IPv6)"),
         }
-        patient.gateway.make_way()
+        patient.proxy.make_way()
 
 
 def test_another_policy_rule_that_comes_first(wards: Wards) -> None:
