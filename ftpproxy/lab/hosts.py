@@ -16,6 +16,15 @@ DATA_PORTS = "20000-29999"
 CALLS, OCTETS = "data_calls", "data_octets"
 """The counters of a gateway that lets through nothing but what the kernel carries."""
 
+EVIDENCE = (
+    "nft list table inet ftpproxy",
+    "cat /proc/net/nf_conntrack /proc/net/stat/nf_conntrack",
+    "ss --tcp --all --numeric --options",
+    "nstat --json --ignore --noupdate",
+    "ip neighbour",
+)
+"""Commands that tell what happened; what a host lacks says so itself."""
+
 
 class LabError(Exception):
     """The lab cannot be built or used here; the text says what failed and what the system said."""
@@ -87,6 +96,12 @@ class Host:
         child: subprocess.Popen[str] = subprocess.Popen(self.command(*argv), **options)
         self.children.append(child)
         return child
+
+    def evidence(self) -> str:
+        """What its kernel knows of connections, for whoever has to explain a failure: our table, conntrack with its
+        counters (`insert_failed`, `clashres`, `invalid`, `drop`), sockets, and what TCP and IP have counted."""
+        done = self.run("sh", "-x", input="\n".join(EVIDENCE), stderr=subprocess.STDOUT, stdout=subprocess.PIPE)
+        return f"--- evidence of {self.name}\n{done.stdout}"
 
     def set_up(self) -> None:
         """Addresses, routes and kernel settings.  Raises `LabError`."""

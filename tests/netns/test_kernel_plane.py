@@ -234,10 +234,12 @@ def test_the_documented_line_is_enough(kind: str) -> None:
     with Lab(topology) as lab, ExitStack() as stack:
         server = stack.enter_context(LabServer(lab.server, b"content" * 10_000))
         ((side, config),) = configs(lab, "tproxy" if kind == "reverse" else kind, NFT)
-        stack.enter_context(Proxy(lab.gateways[side], config))
+        proxy = stack.enter_context(Proxy(lab.gateways[side], config))
         lab.gateways[side].run("nft", "-f", "-", input=ruleset, check=True)
         outcomes = run(lab.client, lab.dialled, server, transfers)
-        assert {transfer: outcome.error for transfer, outcome in outcomes.items() if not outcome.ok} == {}
+        if failed := [f"{transfer}: {outcome}" for transfer, outcome in outcomes.items() if not outcome.ok]:
+            evidence = "".join(host.evidence() for host in lab.hosts)
+            pytest.fail("\n".join([*failed, "--- proxy", proxy.log, "--- server", server.log, evidence]))
         lab.gateways[side].run("nft", "flush", "chain", "inet", "filter", "forward", check=True)
         outcomes = run(lab.client, lab.dialled, server, transfers[:2], timeout=1.0)
         assert not any(outcome.ok for outcome in outcomes.values())
