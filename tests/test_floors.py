@@ -29,6 +29,7 @@ FLOORS = [
         "nathook",
         "table",
         "estate",
+        "files",
         "errands",
         "resolver",
         "passwords",
