@@ -3,7 +3,8 @@
  *   server [-a ADDRESS] [-p PORT] [-l FIRST] [-n LISTENERS] [-c]
  *
  * Files are virtual: /1k, /64k, /1m, /1g or /N for N octets; octet i of every file is octet i % PATTERN of one
- * pattern (see common.h), sent with sendfile from memory.  STOR counts and discards; the count stands in the 226.
+ * pattern (see common.h), sent with sendfile from memory.  STOR counts and discards; the count stands in the 226,
+ * and the time from the first octets to the end of file.
  * Anybody may log in, and the 230 names the address that the server saw, so that a measurement can prove which
  * way it went.  `-c` copies uploads into user space as an ordinary server does, else the kernel drops them.
  *
@@ -38,6 +39,7 @@ struct session {
     struct sockaddr_in6 local, peer, call; /* call.sin6_port != 0: where PORT or EPRT sent us */
     enum { NOTHING, SENDING, RECEIVING } transfer;
     uint64_t octets, total;                /* carried so far; SENDING: to be carried */
+    int64_t began;                         /* RECEIVING: when the first octets were here, in microseconds */
     size_t have;
     struct session *next_dead;
     char in[1024];
@@ -120,7 +122,7 @@ __attribute__((format(printf, 2, 3))) static void reply(struct session *s, const
 static void finished(struct session *s, bool well)
 {
     bool sent = s->transfer == SENDING;
-    uint64_t octets = s->octets;
+    unsigned long long octets = s->octets;
 
     s->transfer = NOTHING;
     if (well)
@@ -128,8 +130,10 @@ static void finished(struct session *s, bool well)
     forget_path(s);
     if (!well)
         reply(s, "426 Data connection broken.");
+    else if (sent)
+        reply(s, "226 Sent %llu octets.", octets);
     else
-        reply(s, "226 %s %llu octets.", sent ? "Sent" : "Received", (unsigned long long)octets);
+        reply(s, "226 Received %llu octets in %lld us.", octets, octets ? (long long)(now() - s->began) : 0);
 }
 
 /* Carry what can be carried now, at most a few pieces so that the others get their turn. */
@@ -152,6 +156,8 @@ static void pump(struct session *s)
             finished(s, n == 0);
             return;
         }
+        if (!s->octets)
+            s->began = now();
         s->octets += n;
     }
     interest(&s->data, s->transfer == SENDING ? EPOLLOUT : EPOLLIN);
@@ -205,6 +211,25 @@ static void start(struct session *s, int transfer, uint64_t total)
         pump(s);
     else if (!s->lent)
         call(s);
+}
+
+/* Which data connection is open: our end of it, and the other as we see it. */
+static void ends(struct session *s)
+{
+    struct sockaddr_in6 name[2];
+    socklen_t size = sizeof *name;
+    char host[2][INET6_ADDRSTRLEN];
+
+    if (s->data.fd < 0 && s->lent)
+        called(s->lent);
+    if (s->data.fd < 0 || getsockname(s->data.fd, (struct sockaddr *)&name[0], &size) ||
+        getpeername(s->data.fd, (struct sockaddr *)&name[1], &size)) {
+        reply(s, "211 No data connection.");
+        return;
+    }
+    for (int i = 0; i < 2; i++)
+        inet_ntop(AF_INET6, &name[i].sin6_addr, host[i], sizeof host[i]);
+    reply(s, "211 From %s %u to %s %u", host[0], ntohs(name[0].sin6_port), host[1], ntohs(name[1].sin6_port));
 }
 
 static bool lend(struct session *s)
@@ -303,6 +328,8 @@ static void command(struct session *s, char *line)
             reply(s, "550 Files are named by their size: /1k, /1g, /12345.");
     } else if (IS("STOR")) {
         start(s, RECEIVING, 0);
+    } else if (IS("STAT")) {
+        ends(s);
     } else if (IS("QUIT")) {
         reply(s, "221 Goodbye.");
         end(s);
