@@ -8,6 +8,7 @@ A data connection that must reach us, or leave us, under a foreign address is on
     carried   caller . dialled address . dialled port  ->  address . port      destination NAT, for one connection:
     once      the same key                                                     the call that it waits for
     expected  the same key                                                     whose first packet gets a mark
+    marked    the same key                                                     which gets one as a whole, if carried
     forth, back, forth_end, back_end    the same key                           counters of the packets that follow
 
 each for IPv4 and IPv6.  The rules that look into them never change, so the table is loaded once, as text

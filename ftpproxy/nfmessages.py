@@ -109,7 +109,8 @@ def carried(peer: IPAddress, at: Endpoint, to: Endpoint, *, seconds: float = ELE
 
 
 def of_path(kind: str, peer: IPAddress, at: Endpoint, *, seconds: float = ELEMENT_SECONDS) -> Element:
-    """The element of the set `kind` (once, expected, forth, back, forth_end, back_end) for `peer`'s call to `at`."""
+    """The element for `peer`'s call to `at` in the set `kind`: once, expected, marked, forth, back, forth_end,
+    back_end."""
     return Element(f"{kind}{at.host.version}", peer.packed + _host_port(*at), b"", seconds)
 
 

@@ -7,10 +7,11 @@ A data connection with one awaited leg and one called one is two address transla
 
 So a path is a handful of elements of our table (`ftpproxy.table` has the rules that look at them): `carried` and `once`
 under (caller, called address, called port), `called` or `pinned` for the way out, and four counters under the first
-key.  What leads the call, and the first counter, stand when `open` returns, by one transaction; the other counters
-follow while the announcement is on its way, in any case before the transfer command.  Nobody is dialled: the path is
-ready at once, and whether the other end answers is seen by the caller itself.  Elements are taken away in one
-transaction too, and never one that is gone already: to undo a transaction costs the kernel milliseconds.
+key; where a firewall goes by marks, also `marked`.  What leads the call, and the first counter, stand when `open`
+returns, by one transaction; the other counters follow while the announcement is on its way, in any case before the
+transfer command.  Nobody is dialled: the path is ready at once, and whether the other end answers is seen by the caller
+itself.  Elements are taken away in one transaction too, and never one that is gone already: to undo a transaction costs
+the kernel milliseconds.
 
 **Ports.**  The key has the caller's address, so one port serves any number of clients at once; a port is taken only if
 the same caller is awaited, or counted, at the same address and port (NLM_F_EXCL).  Where two paths lead the same caller
@@ -81,12 +82,15 @@ class NftPlane:
         data_setup: float = DATA_SETUP,
         data_idle: float = DATA_IDLE,
         seconds: float = ELEMENT_SECONDS,
+        mark: bool = False,
     ) -> None:
+        """`mark`: connections carry `FIREWALL_MARK` in their mark (ct mark)."""
         self.elements = elements
         self.board = board
         self.data_setup = data_setup
         self.data_idle = data_idle
         self.seconds = seconds
+        self._mark = mark
         self._ports = ports
         self._doors = doors
         self.paths: AlivePaths[NftPath] = AlivePaths(board)
@@ -150,14 +154,14 @@ class NftPlane:
             at = leg.at.at(port)
             if self._doors.taken(at, leg.peer):
                 continue
-            once, way_in, counters = self._elements(leg.peer, at, to)
+            once, ways_in, counters = self._elements(leg.peer, at, to, mark=self._mark)
             try:
-                self.elements.add(once, way_in, counters[0], out)
+                self.elements.add(once, *ways_in, counters[0], out)
             except FileExistsError:
                 continue
             self.elements.ways_out[place] = out, users + 1
             release = self._doors.reserve(at, leg.peer)
-            path = NftPath(self, owner, evolve(way, leg=evolve(leg, at=at)), once, way_in, counters, out, release)
+            path = NftPath(self, owner, evolve(way, leg=evolve(leg, at=at)), once, ways_in, counters, out, release)
             self.paths.add(path)
             self.board.soon(path.count, path.crashed)
             return path
@@ -169,12 +173,17 @@ class NftPlane:
             Reason(Code.PLANE_PORTS, f"no port is left for {leg.peer} in {self._ports}; more data_ports are needed")
         )
 
-    def _elements(self, peer: IPAddress, at: Endpoint, to: Endpoint) -> tuple[Element, Element, tuple[Element, ...]]:
-        """What leads `peer` from `at` to `to` once, and counts."""
+    def _elements(
+        self, peer: IPAddress, at: Endpoint, to: Endpoint, *, mark: bool
+    ) -> tuple[Element, tuple[Element, ...], tuple[Element, ...]]:
+        """What leads `peer` from `at` to `to` once, perhaps with a `mark`, and counts."""
         version, seconds = at.host.version, self.seconds
         once = of_path("once", peer, at, seconds=seconds)
         counters = tuple(Element(f"{kind}{version}", once.key, b"", seconds) for kind in COUNTERS)
-        return once, carried(peer, at, to, seconds=seconds), counters
+        ways_in = [carried(peer, at, to, seconds=seconds)]
+        if mark:
+            ways_in.append(of_path("marked", peer, at, seconds=seconds))
+        return once, tuple(ways_in), counters
 
     def _candidates(self, wanted: int) -> Iterator[int]:
         return iter((wanted,)) if wanted != ANY_PORT else self._ports.once_round(MOST_TRIES)
@@ -208,13 +217,13 @@ class NftPlane:
             raise Unthawable(f"a path has {len(COUNTERS)} counters")
         if self._doors.taken(at, peer):
             raise Unthawable(f"{peer} is awaited at {at} already")
-        once, way_in, counters = self._elements(peer, at, to)
+        once, ways_in, counters = self._elements(peer, at, to, mark=record.marked)
         out = called(peer, to, way.call.source, seconds=self.seconds)
         path = NftPath(
-            self, owner, way, once, way_in, counters, out if record.awaited else None, self._doors.reserve(at, peer)
+            self, owner, way, once, ways_in, counters, out if record.awaited else None, self._doors.reserve(at, peer)
         )
         path.inherit(record)
-        self.elements.keep(once, way_in, *counters, out)
+        self.elements.keep(once, *ways_in, *counters, out)
         if record.awaited:
             place = at.host.version, out.key
             ways_out = self.elements.ways_out

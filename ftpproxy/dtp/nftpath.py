@@ -66,6 +66,7 @@ class NftRecord:
     up: bool
     reported: bool
     settled: bool
+    marked: bool = False
 
 
 class NftPath:
@@ -81,12 +82,12 @@ class NftPath:
         owner: PathOwner,
         way: Way,
         once: Element,
-        carried: Element,
+        ways_in: tuple[Element, ...],
         counters: tuple[Element, ...],
         out: Element | None,
         release: Callable[[], None],
     ) -> None:
-        """`once` and `carried` lead the caller's one call; `out` is its way out, which may be shared, None once it
+        """`once` and `ways_in` lead the caller's one call; `out` is its way out, which may be shared, None once it
         has called; `release` gives its place back."""
         caller, at = way.caller, way.leg.at
         self.announced: Mapping[Side, Endpoint] = {caller: at}
@@ -96,7 +97,7 @@ class NftPath:
         self._caller = caller
         self._version = at.host.version
         self._once = once
-        self._carried = carried
+        self._ways_in = ways_in
         self._out = out
         self._release = release
         self.counters = counters
@@ -157,6 +158,7 @@ class NftPath:
             up=self._up,
             reported=self._reported,
             settled=self._settled,
+            marked=len(self._ways_in) > 1,
         )
         return freeze(record)
 
@@ -325,7 +327,7 @@ class NftPath:
         gone = list(others)
         if self._out is not None:
             out, self._out = self._out, None
-            gone.append(self._carried)
+            gone += self._ways_in
             if not self._up:
                 gone.append(self._once)
             if self._plane.leaves(out):
