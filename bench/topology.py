@@ -70,8 +70,8 @@ class Topology:
     """A context manager; leaving it removes the namespaces, which takes everything inside them along."""
 
     def __init__(self, *, nat: bool, plain: bool = False, cores: Sequence[int] = ()) -> None:
-        """`nat`: the gateway masquerades.  `plain`: there is a second gateway that does nothing else.  `cores`: one each
-        for the processes of client, gateway and server; none: where the scheduler puts them."""
+        """`nat`: the gateway masquerades.  `plain`: there is a second gateway, that does nothing else.  `cores`: one
+        each for the processes of client, gateway and server; none: where the scheduler puts them."""
         self._nat = nat
         self._spaces = [f"ftpb-{os.getpid()}-{who}" for who in ("client", "gateway", "server", "plain")]
         self.client, self.gateway, self.server, self.plain = self._spaces

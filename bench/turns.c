@@ -1,23 +1,24 @@
 /* The same thing by several ways, in turn: one process, one control connection for each way that stays open.
  *
- *   turns -r ROUNDS -g OCTETS | -u OCTETS  [-c]  SOURCE,SERVER[,PORT] ...
- *   turns -r ROUNDS -f PACKETS | -b PACKETS,NAMESPACE | -d PACKETS,NAMESPACE  SOURCE,SERVER[,PORT] ...
+ *   turns -r ROUNDS -k TIMES  -g OCTETS | -u OCTETS  [-c]  SOURCE,SERVER[,PORT] ...
+ *   turns -r ROUNDS -k TIMES  -f PACKETS | -b PACKETS | -d PACKETS  [-n NAMESPACE]  SOURCE,SERVER[,PORT] ...
  *
- * In each round every way has its turn.  The order is another one in each round, drawn by lot (the same in each run),
- * so whatever drifts, and whatever one way leaves behind for the next, meets all alike.  No process starts or ends
- * between two turns.  One line of JSON on standard output has the times of each way in each round, in nanoseconds; any
- * failure ends the program.
+ * Every way has its turn, TIMES in each round, and the order is another one each time, drawn by lot (the same in each
+ * run), so whatever drifts, and whatever one way leaves behind for the next, meets all alike.  A turn takes about a
+ * millisecond.  No process starts or ends between two of them.  One line of JSON on standard output has the time of
+ * each turn in nanoseconds, as a list of rounds for each way; any failure ends the program.
  *
- * -g, -u: a transfer, RETR or STOR, with a PASV and a data connection of its own.  Its time is taken where the octets
- * arrive, from the first of them to the end of file: for RETR here, for STOR by the server, which tells it in its 226.
- * What the control connection takes is not part of it.  -c copies downloads into user space as an ordinary client
- * does, else the kernel drops them.
+ * -g, -u: a turn is a slice of a transfer, RETR or STOR, from asking for it with one octet to its last octet, or from
+ * its first octet to the server's one octet for all of it.  In each round all ways have a transfer under way, a PASV
+ * and data connection of its own each; the first WARMING slices (slow start, buffers that grow) are not counted.  -c
+ * copies downloads into user space as an ordinary client does, else the kernel drops them.
  *
- * -f, -b: so many of the smallest TCP segments on a data connection that is open meanwhile: acknowledgements of what was
- * acknowledged before, which neither end answers, from the client (-f) or from the server, whose network namespace must
- * be told (-b).  -d: so many of the smallest UDP datagrams from the client, which nobody takes off the server's socket.
- * They are sent from raw sockets by this process, one after the other, and all that becomes of a packet on these
- * virtual interfaces becomes of it while it is sent: the time is that of everything between the two sockets.
+ * -f, -b, -d: a turn is so many of the smallest packets.  -f, -b: TCP segments of a data connection, acknowledgements of
+ * what was acknowledged before, which neither end answers, from the client (-f) or from the server (-b).  -d: UDP
+ * datagrams from the client, of a flow that has been answered, which nobody takes off the server's socket.  They are
+ * sent by this process, with -b from a raw socket in the server's NAMESPACE (a file), one after the other, and all that
+ * becomes of a packet on virtual interfaces becomes of it while it is sent: so this is the time of everything between
+ * the two sockets, on one processor.
  */
 #include "common.h"
 
@@ -26,15 +27,16 @@
 #include <netinet/udp.h>
 #include <sched.h>
 
-enum { WAYS = 8, PATIENCE = 20 };
+enum { WAYS = 8, PATIENCE = 20, WARMING = 16 };
 
 struct way {
     struct sockaddr_in source, server;
     int control;
     char seen_as[64], in[1024];
     size_t have;
-    uint64_t *took; /* nanoseconds, of each round */
-    int flood;      /* the socket of -f, -b and -d, and what it sends */
+    uint64_t *took; /* nanoseconds */
+    int data;       /* of -g and -u */
+    int flood;      /* of -f, -b and -d, and what it sends */
     struct packet {
         struct iphdr ip;
         struct tcphdr tcp;
@@ -42,9 +44,9 @@ struct way {
 };
 
 static struct way ways[WAYS];
-static int count, rounds, pattern_fd, home, far = -1;
-static uint64_t download, upload, packets;
-static char kind;
+static int count, order[WAYS], rounds, slices = 1, pattern_fd, home, far = -1;
+static size_t amount; /* octets of a slice; packets */
+static char kind;     /* the option that said it */
 static bool copying;
 
 static int dial(const struct way *w, unsigned port)
@@ -105,36 +107,6 @@ static void login(struct way *w)
         errx(1, "%s", line);
 }
 
-static int64_t fetch(int fd)
-{
-    static char buffer[PIECE];
-    uint64_t octets = 0;
-    int64_t began = 0;
-    ssize_t n;
-
-    while ((n = recv(fd, buffer, sizeof buffer, copying ? 0 : MSG_TRUNC)) > 0) {
-        if (!octets)
-            began = now();
-        octets += n;
-    }
-    if (n < 0 || octets != download)
-        err(1, "%llu octets came instead of %llu", (unsigned long long)octets, (unsigned long long)download);
-    return now() - began;
-}
-
-static void store(int fd)
-{
-    for (uint64_t octets = 0; octets < upload;) {
-        off_t at = octets % PATTERN;
-        uint64_t left = upload - octets, piece = PATTERN - at;
-        ssize_t n = sendfile(fd, pattern_fd, &at, left < piece ? left : piece);
-
-        if (n <= 0)
-            err(1, "upload");
-        octets += n;
-    }
-}
-
 /* PASV and the data connection. */
 static int set_up(struct way *w)
 {
@@ -148,28 +120,53 @@ static int set_up(struct way *w)
     return dial(w, high * 256 + low);
 }
 
-static uint64_t transfer(struct way *w)
+/* Begin or end a transfer in slices. */
+static void open_file(struct way *w)
 {
-    unsigned long long counted, took;
     char line[1024];
-    int64_t data = 0;
-    int fd = set_up(w);
 
-    snprintf(line, sizeof line, download ? "RETR /%llu\r\n" : "STOR upload\r\n", (unsigned long long)download);
+    int one = 1;
+
+    w->data = set_up(w);
+    setsockopt(w->data, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    snprintf(line, sizeof line, "%s slices-of-%zu\r\n", kind == 'g' ? "RETR" : "STOR", amount);
     say(w, line);
     reply(w, 150, line);
-    if (download)
-        data = fetch(fd);
-    else
-        store(fd);
-    close(fd);
+}
+
+static void close_file(struct way *w)
+{
+    char line[1024];
+    unsigned long long octets;
+
+    close(w->data);
     reply(w, 226, line);
-    if (!download) {
-        if (sscanf(line, "226 Received %llu octets in %llu us", &counted, &took) != 2 || counted != upload)
-            errx(1, "%s", line);
-        data = took;
+    if (sscanf(line, "226 %*s %llu octets", &octets) != 1 || octets != (slices + WARMING) * amount)
+        errx(1, "%s", line);
+}
+
+static void slice(struct way *w)
+{
+    static char buffer[PIECE];
+    ssize_t n = 1;
+
+    if (kind == 'g') {
+        if (send(w->data, "", 1, 0) != 1)
+            err(1, "download");
+        for (size_t left = amount; left; left -= n)
+            if ((n = recv(w->data, buffer, left < sizeof buffer ? left : sizeof buffer, copying ? 0 : MSG_TRUNC)) <= 0)
+                err(1, "download");
+        return;
     }
-    return data * 1000;
+    for (size_t left = amount; left; left -= n) {
+        off_t at = (amount - left) % PATTERN;
+        size_t piece = PATTERN - at;
+
+        if ((n = sendfile(w->data, pattern_fd, &at, left < piece ? left : piece)) <= 0)
+            err(1, "upload");
+    }
+    if (recv(w->data, buffer, sizeof buffer, 0) != 1)
+        err(1, "upload");
 }
 
 static uint32_t sequence(int fd, int queue)
@@ -193,6 +190,29 @@ static uint32_t sum(const void *octets, size_t size)
     return total;
 }
 
+/* Two UDP sockets that have heard of each other: what is sent behind that is part of a flow that was answered. */
+static void datagrams(struct way *w)
+{
+    static int sink = -1;
+    struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = w->server.sin_port}, from;
+    socklen_t size = sizeof from;
+    char octet = 0;
+
+    if (sink < 0) {
+        setns(far, CLONE_NEWNET);
+        sink = socket(AF_INET, SOCK_DGRAM, 0);
+        setns(home, CLONE_NEWNET);
+        if (bind(sink, (const struct sockaddr *)&any, sizeof any))
+            err(1, "UDP");
+    }
+    w->flood = socket(AF_INET, SOCK_DGRAM, 0);
+    if (bind(w->flood, (const struct sockaddr *)&w->source, sizeof w->source) ||
+        connect(w->flood, (const struct sockaddr *)&w->server, sizeof w->server) || send(w->flood, &octet, 1, 0) != 1 ||
+        recvfrom(sink, &octet, 1, 0, (struct sockaddr *)&from, &size) != 1 ||
+        sendto(sink, &octet, 1, 0, (struct sockaddr *)&from, size) != 1 || recv(w->flood, &octet, 1, 0) != 1)
+        err(1, "UDP");
+}
+
 /* What -f, -b and -d send. */
 static void forge(struct way *w)
 {
@@ -204,15 +224,7 @@ static void forge(struct way *w)
     uint32_t total, mine, theirs;
 
     if (kind == 'd') {
-        setns(far, CLONE_NEWNET);
-        fd = socket(AF_INET, SOCK_DGRAM, 0);
-        if (bind(fd, (const struct sockaddr *)&to, sizeof to) && errno != EADDRINUSE)
-            err(1, "UDP");
-        setns(home, CLONE_NEWNET);
-        w->flood = socket(AF_INET, SOCK_DGRAM, 0);
-        if (bind(w->flood, (const struct sockaddr *)&w->source, sizeof w->source) ||
-            connect(w->flood, (const struct sockaddr *)&to, sizeof to))
-            err(1, "UDP");
+        datagrams(w);
         return;
     }
     fd = set_up(w);
@@ -265,23 +277,64 @@ static void forge(struct way *w)
         setns(home, CLONE_NEWNET);
 }
 
-static uint64_t nanoseconds(clockid_t clock)
+static void flood(struct way *w)
+{
+    size_t size = kind == 'd' ? 1 : sizeof w->packet;
+
+    for (size_t i = 0; i < amount; i++)
+        if (send(w->flood, &w->packet, size, 0) != (ssize_t)size)
+            err(1, "send");
+}
+
+static uint64_t nanoseconds(void)
 {
     struct timespec t;
 
-    clock_gettime(clock, &t);
+    clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
-static uint64_t flood(struct way *w)
+/* Another order. */
+static void shuffle(void)
 {
-    uint64_t began = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
-    size_t size = kind == 'd' ? 1 : sizeof w->packet;
+    for (int i = count - 1; i > 0; i--) {
+        int j = random() % (i + 1), other = order[i];
 
-    for (uint64_t i = 0; i < packets; i++)
-        if (send(w->flood, &w->packet, size, 0) != (ssize_t)size)
-            err(1, "send");
-    return nanoseconds(CLOCK_THREAD_CPUTIME_ID) - began;
+        order[i] = order[j];
+        order[j] = other;
+    }
+}
+
+/* One slice, or one flood, by each way. */
+static void turn(int number)
+{
+    shuffle();
+    for (int i = 0; i < count; i++) {
+        struct way *w = &ways[order[i]];
+        uint64_t began = nanoseconds();
+
+        (kind == 'g' || kind == 'u' ? slice : flood)(w);
+        if (number >= 0)
+            w->took[number] = nanoseconds() - began;
+    }
+}
+
+static void measure(void)
+{
+    for (int round = 0; round < rounds; round++) {
+        if (kind == 'g' || kind == 'u') {
+            shuffle();
+            for (int i = 0; i < count; i++)
+                open_file(&ways[order[i]]);
+            for (int i = 0; i < WARMING; i++)
+                turn(-1);
+        }
+        for (int i = 0; i < slices; i++)
+            turn(round * slices + i);
+        if (kind == 'g' || kind == 'u')
+            for (int i = 0; i < count; i++)
+                close_file(&ways[i]);
+    }
 }
 
 static void parse(struct way *w, char *text)
@@ -296,58 +349,55 @@ static void parse(struct way *w, char *text)
 
 int main(int argc, char **argv)
 {
-    int option, order[WAYS];
-    char line[1024];
+    int option;
+    char line[1024], *end = "";
 
     settle();
-    while ((option = getopt(argc, argv, "g:u:f:b:d:r:c")) != -1)
+    while ((option = getopt(argc, argv, "g:u:f:b:d:k:r:n:c")) != -1)
         switch (option) {
+        case 'g':
+        case 'u':
+        case 'f':
         case 'b':
         case 'd':
-            far = open(strchr(optarg, ',') + 1, O_RDONLY);
-            home = open("/proc/self/ns/net", O_RDONLY);
-            // fall through
-        case 'f': kind = option; packets = strtoull(optarg, NULL, 10); break;
-        case 'g': download = strtoull(optarg, NULL, 10); break;
-        case 'u': upload = strtoull(optarg, NULL, 10); break;
+            kind = option;
+            amount = strtoull(optarg, &end, 10);
+            break;
+        case 'k': slices = atoi(optarg); break;
         case 'r': rounds = atoi(optarg); break;
+        case 'n': far = open(optarg, O_RDONLY); break;
         case 'c': copying = true; break;
-        default: rounds = 0; optind = argc;
+        default: kind = 0; optind = argc;
         }
-    if (rounds < 1 || !download + !upload + !packets != 2 || optind == argc || argc - optind > WAYS)
-        errx(64, "usage: turns -r ROUNDS -g OCTETS | -u OCTETS | -f PACKETS | -b PACKETS,NAMESPACE | -d PACKETS,NAMESPACE  [-c]"
-                 "  SOURCE,SERVER[,PORT] ...");
+    if (!kind || !amount || *end || rounds < 1 || slices < 1 || optind == argc || argc - optind > WAYS ||
+        ((kind == 'b' || kind == 'd') && far < 0))
+        errx(64, "usage: turns -r ROUNDS -k TIMES  -g OCTETS | -u OCTETS | -f PACKETS | -b PACKETS | -d PACKETS"
+                 "  [-n NAMESPACE] [-c]  SOURCE,SERVER[,PORT] ...");
+    home = open("/proc/self/ns/net", O_RDONLY);
     pattern_fd = pattern_file();
     for (; optind < argc; optind++) {
         struct way *w = &ways[count];
 
+        parse(w, argv[optind]);
         order[count] = count;
         count++;
-        parse(w, argv[optind]);
-        w->took = calloc(rounds, sizeof *w->took);
+        w->took = calloc((size_t)rounds * slices, sizeof *w->took);
         if (!w->took)
             err(1, "calloc");
         login(w);
-        if (packets)
+        if (kind != 'g' && kind != 'u')
             forge(w);
     }
-    for (int round = 0; round < rounds; round++) {
-        for (int i = count - 1; i > 0; i--) {
-            int j = random() % (i + 1), other = order[i];
-
-            order[i] = order[j];
-            order[j] = other;
-        }
-        for (int i = 0; i < count; i++)
-            ways[order[i]].took[round] = (packets ? flood : transfer)(&ways[order[i]]);
-    }
+    measure();
     printf("[");
     for (int i = 0; i < count; i++) {
         say(&ways[i], "QUIT\r\n");
         reply(&ways[i], 221, line);
         printf("%s{\"seen_as\": \"%s\", \"took_ns\": [", i ? ", " : "", ways[i].seen_as);
         for (int round = 0; round < rounds; round++)
-            printf("%s%llu", round ? ", " : "", (unsigned long long)ways[i].took[round]);
+            for (int j = 0; j < slices; j++)
+                printf("%s%llu%s", j ? ", " : round ? ", [" : "[", (unsigned long long)ways[i].took[round * slices + j],
+                       j + 1 < slices ? "" : "]");
         printf("]}");
     }
     printf("]\n");
