@@ -27,7 +27,7 @@ from ..control.desk import Desk, Facts
 from ..control.hall import Hall
 from ..doors import Doors
 from ..errands import Errands
-from ..gates import needs_engine, open_lookup
+from ..gates import least_data_port, needs_engine, open_lookup
 from ..log import event
 from ..nathook import NatHook
 from ..passwords import BadUsersFile
@@ -130,7 +130,7 @@ def _engine(config: Config) -> Engine | None:
         return None
     from ..pf.client import start
 
-    return start()
+    return start(least_port=least_data_port(config.services))
 
 
 def _claim(config: Config) -> Claim | None:
