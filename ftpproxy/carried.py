@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from attrs import define, field
 
-from .dtp.plane import DataPlane, Opener, Path, Pending, Refused
+from .dtp.plane import DataPlane, Foreseen, Opener, Path, Pending, Refused
 from .endpoints import Endpoint, Side
 from .freezing import GIVEN
 from .paths import Call, Direction, PathSpec, Tally
@@ -116,9 +116,17 @@ class Carried:
 class Opening:
     """A path that is being looked for: the planes are asked in their order, and waited for where they ask to be."""
 
-    def __init__(self, planes: Iterable[DataPlane], spec: PathSpec, ours: Callable[[Endpoint], bool]) -> None:
-        """No plane is asked where a call would come back to us, which `ours` tells."""
+    def __init__(
+        self,
+        planes: Iterable[DataPlane],
+        spec: PathSpec,
+        ours: Callable[[Endpoint], bool],
+        foreseen: Foreseen | None = None,
+    ) -> None:
+        """No plane is asked where a call would come back to us, which `ours` tells.  `foreseen` is what the first of
+        them has prepared."""
         self.spec = spec
+        self._foreseen = foreseen
         self.pending: Pending | None = None
         """What the last plane that was asked has still to decide."""
         self.refusals: list[tuple[str | None, str]] = []
@@ -138,7 +146,11 @@ class Opening:
         """The path on the first plane that is left and carries it.  None: something is `pending`, or no plane does."""
         for plane in self._left:
             self._plane = plane.name
-            answer = plane.open(self.spec, owner) if plane.carries(self.spec) else Refused(_UNSUITED)
+            foreseen, self._foreseen = self._foreseen, None
+            if foreseen is not None:
+                answer = foreseen.open(self.spec, owner)
+            else:
+                answer = plane.open(self.spec, owner) if plane.carries(self.spec) else Refused(_UNSUITED)
             if isinstance(answer, Pending):
                 self.pending = answer
                 return None
@@ -160,6 +172,9 @@ class Opening:
 
     def close(self) -> None:
         """Nobody wants it any more."""
+        if self._foreseen is not None:
+            self._foreseen.close()
+            self._foreseen = None
         if self.pending is not None:
             self.pending.close()
             self.pending = None

@@ -50,10 +50,12 @@ from .nfmessages import (
     called,
     carried,
     failure,
+    led,
     of_path,
     pack_batch,
     pack_questions,
     pack_table_question,
+    success,
 )
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "called",
     "carried",
     "has_table",
+    "led",
     "of_path",
 ]
 
@@ -98,6 +101,8 @@ def has_table(name: str) -> bool | None:
     return False if answer.error == errno.ENOENT else None
 
 
+_MOST_ANSWERS = 8192
+"""Octets that one recv takes: the kernel packs no more into one datagram (NLMSG_GOODSIZE)."""
 MOST_IN_A_BATCH = 100
 """Answers to more might not fit the receive buffer (208 KiB by default, 1 to 2 KiB for each)."""
 
@@ -158,7 +163,9 @@ class Elements:
         for element in elements:
             if (known := self._standing.get((element.map, element.key))) is not None and known[1] > now:
                 raise failure(errno.EEXIST)
-        fresh = tuple(element for element in elements if not self._is_left(element, now))
+        fresh = elements
+        if self._left:
+            fresh = tuple(element for element in elements if not self._is_left(element, now))
         if fresh or not elements:
             try:
                 self._exchange(fresh, add=True)
@@ -285,13 +292,17 @@ class Elements:
     def _exchange(self, elements: tuple[Element, ...], *, add: bool) -> None:
         if not 1 <= len(elements) <= MOST_IN_A_BATCH:
             raise ValueError(f"{len(elements)} elements in a batch; 1 to {MOST_IN_A_BATCH} can be")
-        self._socket.send(pack_batch(elements, add=add, sequence=self._number(len(elements) + 2)))
-        errors = [answer.error for answer in self._answers() if answer.error is not None]
+        self._socket.send(pack_batch(elements, add=add))
+        try:
+            first = self._socket.recv(_MOST_ANSWERS, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            raise OSError(errno.EPROTO, "nftables did not answer") from None
+        if success(first):
+            return
+        errors = [answer.error for answer in (*answers(first), *self._answers()) if answer.error is not None]
         for error in errors:
             if error:
                 raise failure(error)
-        if not errors:
-            raise OSError(errno.EPROTO, "nftables did not answer")
 
     def _number(self, messages: int) -> int:
         """The first of so many numbers."""
@@ -306,6 +317,6 @@ class Elements:
         found: list[Answer] = []
         while True:
             try:
-                found += answers(self._socket.recv(8192, socket.MSG_DONTWAIT))
+                found += answers(self._socket.recv(_MOST_ANSWERS, socket.MSG_DONTWAIT))
             except BlockingIOError:
                 return found

@@ -332,9 +332,21 @@ class Session(Watched):
         """Ask and perform until the interpreter waits for octets, then write, then wait."""
         interpreter = self._interpreter
         assert interpreter is not None
-        needs = self._perform_all(interpreter)
+        of_client, of_server = self._perform_all(interpreter)
         if self.over:
             return
+        if not self._write(interpreter):
+            return
+        if (spec := interpreter.foresee()) is not None:  # while the server thinks about PASV
+            self.carriage.foresee(spec)
+        # What a client says makes both of them speak, what a server says only the client.
+        client, server = self._channels[CLIENT], self._channels[SERVER]
+        clear = client.unsent <= MOST_UNSENT
+        client.want(read=of_client is Need.DATA and clear and server.unsent <= MOST_UNSENT)
+        server.want(read=of_server is Need.DATA and clear)
+
+    def _write(self, interpreter: ProtocolInterpreter) -> bool:
+        """Write what there is; False if a side is gone."""
         try:
             for side, channel in self._channels.items():
                 if (chunks := interpreter.take_output(side)) or channel.unsent:
@@ -343,29 +355,28 @@ class Session(Watched):
                     channel.send(chunks)
         except OSError as error:
             self._lost(side, error)
-            return
-        # What a client says makes both of them speak, what a server says only the client.
-        client, server = self._channels[CLIENT], self._channels[SERVER]
-        clear = client.unsent <= MOST_UNSENT
-        client.want(read=needs[CLIENT] is Need.DATA and clear and server.unsent <= MOST_UNSENT)
-        server.want(read=needs[SERVER] is Need.DATA and clear)
+            return False
+        return True
 
-    def _perform_all(self, interpreter: ProtocolInterpreter) -> dict[Side, Need]:
-        """Until neither side has an action.  The server first: its reply may be what a held command waits for."""
-        needs = {CLIENT: Need.PEER, SERVER: Need.PEER}
-        moved = True
-        while moved:
-            moved = False
-            for side in (SERVER, CLIENT):
-                while not isinstance(action := self._next_action(interpreter, side), Need):
-                    moved = True
-                    self._perform(interpreter, action)
-                needs[side] = action
-        return needs
+    def _perform_all(self, interpreter: ProtocolInterpreter) -> tuple[Need, Need]:
+        """Until neither the client's side nor the server's has an action; what they need.  The server first: its reply may be what a held command waits for."""
+        while True:
+            server, _ = self._perform_for(interpreter, SERVER)
+            client, moved = self._perform_for(interpreter, CLIENT)
+            if not moved:
+                return client, server
 
-    def _next_action(self, interpreter: ProtocolInterpreter, side: Side) -> Action | Need:
-        """Nothing, while a plane makes up its mind: what is asked behind a set-up command depends on it."""
-        return Need.PEER if self.carriage.undecided else interpreter.next_action(side)
+    def _perform_for(self, interpreter: ProtocolInterpreter, side: Side) -> tuple[Need, bool]:
+        """Until `side` has no action; whether it had one.  Nothing is asked while a plane makes up its mind: what comes
+        behind a set-up command depends on that."""
+        moved = False
+        while not self.carriage.undecided:
+            action = interpreter.next_action(side)
+            if isinstance(action, Need):
+                return action, moved
+            moved = True
+            self._perform(interpreter, action)
+        return Need.PEER, moved
 
     def _perform(self, interpreter: ProtocolInterpreter, action: Action) -> None:
         if isinstance(action, Arm):

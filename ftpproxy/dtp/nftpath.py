@@ -4,16 +4,17 @@ told in `dtp.nft`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from ..doors import Doors
 from ..endpoints import Endpoint, Side
 from ..estate import Estate
 from ..freezing import freeze
-from ..netfilter import Count, Element
+from ..netfilter import Count, Element, of_path
 from ..paths import Await, Call, Direction, Tally
 from ..reasons import Code, Reason
 from .plane import CUT_SHORT, PathOwner
@@ -68,6 +69,35 @@ class NftRecord:
     settled: bool
 
 
+class Place:
+    """Where `caller` is awaited for one call, and what is sent there and back is counted."""
+
+    __slots__ = ("_give_back", "announced", "called", "caller", "leg", "once")
+
+    def __init__(self, caller: Side, leg: Await, seconds: float) -> None:
+        """`leg` has its port; the elements live `seconds` unless they are removed."""
+        self.caller = caller
+        self.leg = leg
+        self.announced = {caller: leg.at}
+        self.once = once = of_path("once", leg.peer, leg.at, seconds=seconds)
+        self.called = once._replace(map=f"{COUNTERS[0]}{leg.at.host.version}")
+        """The counter which tells that he has."""
+        self._give_back: Callable[[], None] | None = None
+
+    @property
+    def elements(self) -> tuple[Element, Element]:
+        return self.once, self.called
+
+    def reserve(self, doors: Doors) -> None:
+        """Nobody else of this process tells the caller the same place, until `give_back`."""
+        self._give_back = doors.reserve(self.leg.at, self.leg.peer)
+
+    def give_back(self) -> None:
+        if self._give_back is not None:
+            self._give_back()
+            self._give_back = None
+
+
 class NftPath:
     """One data connection that the kernel carries.  Made by `NftPlane.open`."""
 
@@ -75,44 +105,39 @@ class NftPath:
     reports_end = False
     counts_at_once = True
 
-    def __init__(
-        self,
-        plane: NftPlane,
-        owner: PathOwner,
-        way: Way,
-        once: Element,
-        carried: Element,
-        counters: tuple[Element, ...],
-        out: Element | None,
-        release: Callable[[], None],
-    ) -> None:
-        """`once` and `carried` lead the caller's one call; `out` is its way out, which may be shared, None once it
-        has called; `release` gives its place back."""
-        caller, at = way.caller, way.leg.at
-        self.announced: Mapping[Side, Endpoint] = {caller: at}
-        self._way = way
+    _owner: PathOwner
+    _call: Call
+    _carried: Element
+    _out: Element | None
+
+    def __init__(self, plane: NftPlane, place: Place) -> None:
+        """It leads from `place` to nowhere until `lead`."""
+        self.announced: Mapping[Side, Endpoint] = place.announced
+        self.place = place
         self._plane = plane
-        self._owner = owner
-        self._caller = caller
-        self._version = at.host.version
-        self._once = once
-        self._carried = carried
-        self._out = out
-        self._release = release
-        self.counters = counters
-        self._counting = False
+        self._caller = place.caller
+        self._version = place.leg.at.host.version
         self._counted = [Count()] * len(COUNTERS)  # of counters that were replaced since
         self._last = [Count()] * len(COUNTERS)
-        self._reloads = self._reloads_before = plane.elements.reloads
         self._direction: Direction | None = None
-        now = plane.board.now
-        self._set_up_at = self._begun_at = self._moved_at = self._looked_at = now
-        self._renew_at = now + plane.seconds / 2
-        self._look_at = now + SELDOM
+        self._counting = False
         self._up = False
         self._reported = False
         self._settled = False
         self._over = False
+
+    def lead(self, owner: PathOwner, call: Call, carried: Element, out: Element | None) -> None:
+        """From now on it leads to what `call` says: by `carried`, for one call, and by `out`, which others may need as
+        well; None once it has called."""
+        self._owner = owner
+        self._call = call
+        self._carried = carried
+        self._out = out
+        self._reloads = self._reloads_before = self._plane.elements.reloads
+        now = self._plane.board.now
+        self._set_up_at = self._begun_at = self._moved_at = self._looked_at = now
+        self._renew_at = now + self._plane.seconds / 2
+        self._look_at = now + SELDOM
 
     def start(self, direction: Direction) -> None:
         with suppress(OSError):
@@ -143,7 +168,7 @@ class NftPath:
         self._over = True
         self._plane.paths.forget(self)
         record = NftRecord(
-            way=self._way,
+            way=Way(self._caller, self.place.leg, self._call),
             awaited=self._out is not None,
             counting=self._counting,
             counted=tuple(self._counted),
@@ -194,6 +219,14 @@ class NftPath:
     # The counters
 
     @property
+    def counters(self) -> tuple[Element, ...]:
+        return self.place.called, *self._other_counters
+
+    @property
+    def _other_counters(self) -> Iterator[Element]:
+        return (self.place.once._replace(map=f"{kind}{self._version}") for kind in COUNTERS[1:])
+
+    @property
     def _ended(self) -> bool:
         """The sender's end has come by; where none is known, both have."""
         ends = self._ends()
@@ -207,9 +240,9 @@ class NftPath:
         return Count(before.packets + last.packets, before.octets + last.octets)
 
     def count(self, _: float = 0.0) -> None:
-        """Install the counters that `open` has left out.  Raises `OSError`."""
+        """Install the counters that do not belong to the place.  Raises `OSError`."""
         if not self._counting and not self._over:
-            self._plane.elements.add(*self.counters[1:])
+            self._plane.elements.add(*self._other_counters)
             self._counting = True
 
     def _look(self) -> None:
@@ -227,7 +260,7 @@ class NftPath:
         self._last = read
         if read[0].packets and not self._up:
             self._up = True
-            elements.forget(self._once)  # which the call took away
+            elements.forget(self.place.once)  # which the call took away
             self._moved_at = self._plane.board.now
         if self._payload() != before:
             self._moved_at = self._plane.board.now
@@ -327,7 +360,7 @@ class NftPath:
             out, self._out = self._out, None
             gone.append(self._carried)
             if not self._up:
-                gone.append(self._once)
+                gone.append(self.place.once)
             if self._plane.leaves(out):
                 gone.append(out)
         if gone:
@@ -336,5 +369,5 @@ class NftPath:
     def _let_go(self) -> None:
         self._over = True
         self._plane.paths.forget(self)
-        self._release()
+        self.place.give_back()
         self._stop_awaiting(*self.counters[: None if self._counting else 1])

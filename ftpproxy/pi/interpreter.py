@@ -30,6 +30,7 @@ from attrs import define, evolve, field
 
 from ..endpoints import ANY_PORT, Endpoint, Side
 from ..freezing import GIVEN
+from ..paths import PathSpec
 from ..routes import Route
 from ..wire import feat
 from ..wire.command import Command
@@ -168,6 +169,11 @@ class ProtocolInterpreter:
         """Octets for this side, in order; they are the caller's now."""
         return self._dialogue.take_output(side)
 
+    def foresee(self) -> PathSpec | None:
+        """What `OpenPath` will ask for when the server agrees, but for the port at the server; None for nothing that was
+        not told before.  If it comes to nothing, `DropPath` follows."""
+        return self._negotiation.foresee()
+
     def timer(self, timer: Timer) -> None:
         """A clock that was armed has run down."""
         if timer is Timer.ANNOUNCE:
@@ -302,7 +308,7 @@ class ProtocolInterpreter:
         while not self._dialogue.actions:
             if self._passage is not None:
                 return self._pass_unread(self._passage, SERVER)
-            if self._negotiation.waiting or self._transfers.holding:
+            if self._negotiation.waiting or self._transfers.held is not None:
                 return Need.PEER
             line = self._replies.next_line()
             if line is None:
@@ -322,10 +328,11 @@ class ProtocolInterpreter:
 
     def _reply_line(self, line: bytes) -> None:
         ledger = self._dialogue.ledger
+        head = ledger.head
         if not self._collector.inside:
-            self._solicited = len(ledger) > 0
+            self._solicited = bool(ledger)
         try:
-            lines, last = self._collector.take(line, ledger.head.kind if ledger.head is not None else Kind.ORDINARY)
+            lines, last = self._collector.take(line, head.kind if head is not None else Kind.ORDINARY)
         except NotAReply:
             self._not_a_reply(line)
         except ReplyTooLong:
@@ -354,7 +361,7 @@ class ProtocolInterpreter:
             self._dialogue.pass_on(lines)
             self._dismissed = True
             self._dialogue.act(Arm(Timer.ENDING, ENDING_SECONDS))
-        elif self._solicited and ledger.begins(code, lenient=self._policy.greeting == "lenient"):
+        elif code < 200 and self._solicited and ledger.begins(lenient=self._policy.greeting == "lenient"):
             self._dialogue.pass_on(lines)
         elif self._solicited and (turns := ledger.match(code, judged.text)):
             if code in ENDPOINT_CODES and not self._negotiation.expects_endpoint:
