@@ -29,8 +29,9 @@ COMMENT = "ftpproxy: data connections"
 FORM = re.compile(r"(inet|ip|ip6)/([A-Za-z_][\w.-]*)/([A-Za-z_][\w.-]*)")
 
 OF_IPTABLES = {
-    "FORWARD": "-I FORWARD -m conntrack --ctstate DNAT -j ACCEPT",
-    "INPUT": f"-I INPUT -m mark --mark {rules.FIREWALL_MARK:#x}/{rules.FIREWALL_MARK:#x} -j ACCEPT",
+    rules.TRANSLATED: "conntrack --ctstate DNAT",
+    rules.MARKED_CONNECTION: f"connmark --mark {rules.FIREWALL_MARK:#x}/{rules.FIREWALL_MARK:#x}",
+    rules.MARKED_PACKET: f"mark --mark {rules.FIREWALL_MARK:#x}/{rules.FIREWALL_MARK:#x}",
 }
 """The same lines for iptables, which does not understand its tables any more when others have written in them."""
 
@@ -56,13 +57,14 @@ class Chain:
         return "".join(f"delete rule {self.family} {self.table} {self.name} handle {handle}\n" for handle in self.ours)
 
 
-def find(name: str) -> Chain:
-    """The chain `name`, "FAMILY/TABLE/CHAIN".  Raises `RulesError`: no such form, no such chain, no hook of use."""
+def find(name: str, config: Config | None) -> Chain:
+    """The chain `name`, "FAMILY/TABLE/CHAIN".  Raises `RulesError`: no such form, no such chain, no hook of use; and
+    for one of iptables, with the command that would insert what `config` needs (None: remove it)."""
     match = FORM.fullmatch(name)
     if match is None:
         raise RulesError(f"--chain {name}: it is FAMILY/TABLE/CHAIN, as in inet/filter/forward (or ip, ip6)")
     family, table, chain = match.groups()
-    if (command := of_iptables(family, table, chain)) is not None:
+    if (command := of_iptables(family, table, chain, config)) is not None:
         raise RulesError(f"--chain {name} is iptables' own; say it so: {command}")
     try:
         entries = _listed("chain", family, table, chain)
@@ -75,11 +77,17 @@ def find(name: str) -> Chain:
     return Chain(family, table, chain, hook, [rule["handle"] for rule in _ours(entries)])
 
 
-def of_iptables(family: str, table: str, chain: str) -> str | None:
-    """The command that inserts the same line into a chain of iptables; None where it is none."""
-    if family == "inet" or table != "filter" or chain not in OF_IPTABLES:
+def of_iptables(family: str, table: str, chain: str, config: Config | None) -> str | None:
+    """The command that inserts the line that `config` needs into a chain of iptables, or without one those that remove
+    it; None where the chain is none of iptables', or needs no line."""
+    hook = chain.lower()
+    if family == "inet" or table != "filter" or chain not in ("FORWARD", "INPUT"):
         return None
-    return f"{'iptables' if family == 'ip' else 'ip6tables'} {OF_IPTABLES[chain]}"
+    program = "iptables" if family == "ip" else "ip6tables"
+    if config is not None:
+        line = rules.openings(config).get(hook)
+        return f"{program} -I {chain} -m {OF_IPTABLES[line]} -j ACCEPT" if line is not None else None
+    return " or ".join(f"{program} -D {chain} -m {OF_IPTABLES[line]} -j ACCEPT" for line in rules.LINES[hook])
 
 
 def check(chains: Iterable[Chain], config: Config) -> None:

@@ -8,6 +8,7 @@ A data connection that must reach us, or leave us, under a foreign address is on
     carried   caller . dialled address . dialled port  ->  address . port      destination NAT, for one connection:
     once      the same key                                                     the call that it waits for
     expected  the same key                                                     whose first packet gets a mark
+    marked    the same key                                                     which gets one as a whole, if carried
     forth, back, forth_end, back_end    the same key                           counters of the packets that follow
 
 each for IPv4 and IPv6.  The rules that look into them never change, so the table is loaded once, as text
@@ -48,7 +49,6 @@ from .nfmessages import (
     answers,
     awaited,
     called,
-    carried,
     failure,
     led,
     of_path,
@@ -68,7 +68,6 @@ __all__ = [
     "NoPermission",
     "awaited",
     "called",
-    "carried",
     "has_table",
     "led",
     "of_path",
@@ -198,11 +197,11 @@ class Elements:
         for element in elements:
             self._standing.pop((element.map, element.key), None)
 
-    def read(self, *elements: Element) -> list[Count]:
-        """What each of them has counted; nothing for one that is gone.  Raises `OSError`."""
+    def read(self, *elements: Element) -> list[Count | None]:
+        """What each of them has counted, if it counts; None for one that is not there.  Raises `OSError`."""
         first = self._number(len(elements))
         self._socket.send(pack_questions(elements, sequence=first))
-        counts = [Count()] * len(elements)
+        counts: list[Count | None] = [None] * len(elements)
         for answer in self._answers():
             if answer.error is None and 0 <= answer.number - first < len(elements):
                 counts[answer.number - first] = answer.counted

@@ -27,7 +27,6 @@ __all__ = [
     "answers",
     "awaited",
     "called",
-    "carried",
     "failure",
     "led",
     "of_path",
@@ -110,11 +109,6 @@ def called(source: IPAddress, to: Endpoint, seen: Endpoint, *, seconds: float = 
     return Element(f"called{to.host.version}", key, seen.host.packed, seconds)
 
 
-def carried(peer: IPAddress, at: Endpoint, to: Endpoint, *, seconds: float = ELEMENT_SECONDS) -> Element:
-    """As `awaited`, but carried by the kernel, and for one connection if `of_path("once", ...)` stands beside it."""
-    return awaited(peer, at, to, seconds=seconds)._replace(map=f"carried{at.host.version}")
-
-
 def led(once: Element, to: Endpoint, seen: Endpoint) -> tuple[Element, Element]:
     """What leads whoever is awaited by `once`, an element of that set, on to `to`, where he is seen as coming from
     `seen`: `carried` and `called` of the same caller, who may call as long.  All are of one family."""
@@ -129,7 +123,8 @@ def led(once: Element, to: Endpoint, seen: Endpoint) -> tuple[Element, Element]:
 
 
 def of_path(kind: str, peer: IPAddress, at: Endpoint, *, seconds: float = ELEMENT_SECONDS) -> Element:
-    """The element of the set `kind` (once, expected, forth, back, forth_end, back_end) for `peer`'s call to `at`."""
+    """The element for `peer`'s call to `at` in the set `kind`: once, expected, marked, forth, back, forth_end,
+    back_end."""
     return Element(f"{kind}{at.host.version}", peer.packed + _host_port(*at), b"", seconds)
 
 

@@ -37,12 +37,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FIREWALL_MARK",
+    "LINES",
     "MARK",
+    "MARKED_CONNECTION",
+    "MARKED_PACKET",
     "NO_OPENING",
     "PLANE_TABLE",
     "PRIORITY",
     "ROUTES",
     "TABLE",
+    "TRANSLATED",
     "NoPermission",
     "RulesError",
     "Unavailable",
@@ -165,13 +169,23 @@ NO_OPENING = {
 """Why a hook is not among the `openings`."""
 
 
+TRANSLATED = "ct status dnat accept"
+MARKED_CONNECTION = f"ct mark & {FIREWALL_MARK:#x} == {FIREWALL_MARK:#x} accept"
+MARKED_PACKET = f"meta mark & {FIREWALL_MARK:#x} == {FIREWALL_MARK:#x} accept"
+LINES = {"forward": (TRANSLATED, MARKED_CONNECTION), "input": (MARKED_PACKET,)}
+"""What may be needed at each hook."""
+
+
 def openings(config: Config) -> dict[str, str]:
-    """The lines that chains of the administrator's need if they drop what they do not know, by hook."""
+    """The lines that chains of the administrator's need if they drop what they do not know, by hook.
+
+    A forward chain goes by the mark, which only connections of ours have, if all of them have it.
+    """
     found = {}
-    if any("nft" in service.planes for service in config.services):
-        found["forward"] = "ct status dnat accept"
+    if carried := [service for service in config.services if "nft" in service.planes]:
+        found["forward"] = MARKED_CONNECTION if all(service.firewall_mark for service in carried) else TRANSLATED
     if any(service.firewall_mark for service in config.services):
-        found["input"] = f"meta mark & {FIREWALL_MARK:#x} == {FIREWALL_MARK:#x} accept"
+        found["input"] = MARKED_PACKET
     return found
 
 

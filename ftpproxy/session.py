@@ -359,7 +359,8 @@ class Session(Watched):
         return True
 
     def _perform_all(self, interpreter: ProtocolInterpreter) -> tuple[Need, Need]:
-        """Until neither the client's side nor the server's has an action; what they need.  The server first: its reply may be what a held command waits for."""
+        """Until neither the client's side nor the server's has an action; what they need.  The server first: its reply
+        may be what a held command waits for."""
         while True:
             server, _ = self._perform_for(interpreter, SERVER)
             client, moved = self._perform_for(interpreter, CLIENT)

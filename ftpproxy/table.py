@@ -12,23 +12,26 @@ have to come again as the first packet of a connection: where a filter dropped i
 same numbers in TIME_WAIT at the server, whose answer to that makes the caller reset what conntrack knew.  (NAT chains
 see the first packet of a connection only, so none of this stands in the way of octets.)  That packet loses `MARK`,
 which it has where a door of ours stands at the same place for somebody else (`ftpproxy.rules`): the mark would lead it
-to this machine.  What follows is counted when the three-way handshake is done (ct status assured), by caller and called
-address:
+to this machine.  It also makes `forth` and `back`, which have it counted.  What follows is counted when the three-way
+handshake is done (ct status assured), by caller and called address:
 
 * `forth`, what the caller sends, in prerouting before destination NAT;
 * `back`, what it is sent, in postrouting behind source NAT, when the addresses are again those that it called;
-* `forth_end` and `back_end`, those of them with FIN or RST.
+* `forth_end` and `back_end` are there when one of them had FIN or RST.
 
 There the key is that of `carried`, which no two connections share; in a forward chain it would be the server's port,
 which servers with few ports give to several connections at once.  (nft 1.0 has no name for "the original destination
 port" in a key.)  Other packets pay for a look at their NAT status.
 
-**Let in by a firewall** (`expected`): the first packets of a caller to the place that he was told get `FIREWALL_MARK`.
+**Let in by a firewall** (`expected`, `marked`): what ends at a socket of ours is known to an input chain by
+`FIREWALL_MARK` on the first packets of a caller to the place that he was told.  What is carried is known to a forward
+chain by the same bit of the *connection's* mark (ct mark): it is set once, where the first packet is led, and conntrack
+shows it to every packet that follows, in both directions and whatever the priority of that chain.
 
 * The priorities are one before the administrator's own dstnat and srcnat chains: in NAT hooks the first match
   wins, and his masquerade would otherwise give our calls the wrong address.
 * The table holds no policy.  Where the administrator drops what he does not know, `ct status dnat accept` in his
-  forward chain lets mapped connections through; what ends at a socket of ours passes his input chain.
+  forward chain lets mapped connections through, or the mark; what ends at a socket of ours passes his input chain.
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ CAP_NET_ADMIN = 12
 MARK = 0x200000
 """The bit of the packet mark that leads to sockets with foreign addresses; the others are the administrator's."""
 FIREWALL_MARK = 0x400000
-"""The bit that his chains may accept: of first packets of callers who are expected."""
+"""The bit that his chains may accept: in the mark of first packets of callers who are expected, and in that of
+connections that the kernel carries."""
 
 # The first two lines make loading idempotent: whatever a killed process left is taken over, in one transaction.
 PLANE_TABLE = """\
@@ -79,33 +83,57 @@ table inet ftpproxy {
 	set calling6 {
 		type ipv6_addr . ipv6_addr . inet_service . inet_service; flags dynamic, timeout; timeout 1m; size 65535;
 	}
-	set forth4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
-	set forth6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
-	set back4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
-	set back6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
-	set forth_end4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
-	set back_end4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
-	set forth_end6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
-	set back_end6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
+	set forth4 {
+		type ipv4_addr . ipv4_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; counter;
+	}
+	set forth6 {
+		type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; counter;
+	}
+	set back4 {
+		type ipv4_addr . ipv4_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; counter;
+	}
+	set back6 {
+		type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; counter;
+	}
+	set forth_end4 { type ipv4_addr . ipv4_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; }
+	set back_end4 { type ipv4_addr . ipv4_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; }
+	set forth_end6 { type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; }
+	set back_end6 { type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; }
 
-	# Calls that a firewall lets in by their mark: caller . called address . called port.
+	# Calls, and connections that the kernel carries, that a firewall lets in by their mark: the same key.
 	set expected4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; }
 	set expected6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; }
+	set marked4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; }
+	set marked6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; }
 
 	chain prerouting {
 		type nat hook prerouting priority dstnat - 1; policy accept;
 		ip saddr . ip daddr . tcp dport @once4 delete @once4 { ip saddr . ip daddr . tcp dport } \\
-			update @calling4 { ip saddr . ip daddr . tcp dport . tcp sport } \\
-			meta mark set meta mark & 0xffdfffff dnat ip to ip saddr . ip daddr . tcp dport map @carried4
-		ip saddr . ip daddr . tcp dport . tcp sport @calling4 \\
-			meta mark set meta mark & 0xffdfffff dnat ip to ip saddr . ip daddr . tcp dport map @carried4
+			update @calling4 { ip saddr . ip daddr . tcp dport . tcp sport } jump begin
+		ip saddr . ip daddr . tcp dport . tcp sport @calling4 jump lead
 		ip6 saddr . ip6 daddr . tcp dport @once6 delete @once6 { ip6 saddr . ip6 daddr . tcp dport } \\
-			update @calling6 { ip6 saddr . ip6 daddr . tcp dport . tcp sport } \\
-			meta mark set meta mark & 0xffdfffff dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
-		ip6 saddr . ip6 daddr . tcp dport . tcp sport @calling6 \\
-			meta mark set meta mark & 0xffdfffff dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
+			update @calling6 { ip6 saddr . ip6 daddr . tcp dport . tcp sport } jump begin
+		ip6 saddr . ip6 daddr . tcp dport . tcp sport @calling6 jump lead
 		dnat ip to ip saddr . ip daddr . tcp dport map @awaited4
 		dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @awaited6
+	}
+	chain begin {
+		delete @forth4 { ip saddr . ip daddr . tcp dport } add @forth4 { ip saddr . ip daddr . tcp dport } \\
+			delete @back4 { ip saddr . ip daddr . tcp dport } add @back4 { ip saddr . ip daddr . tcp dport }
+		delete @forth_end4 { ip saddr . ip daddr . tcp dport }
+		delete @back_end4 { ip saddr . ip daddr . tcp dport }
+		delete @forth6 { ip6 saddr . ip6 daddr . tcp dport } add @forth6 { ip6 saddr . ip6 daddr . tcp dport } \\
+			delete @back6 { ip6 saddr . ip6 daddr . tcp dport } add @back6 { ip6 saddr . ip6 daddr . tcp dport }
+		delete @forth_end6 { ip6 saddr . ip6 daddr . tcp dport }
+		delete @back_end6 { ip6 saddr . ip6 daddr . tcp dport }
+		goto lead
+	}
+	chain lead {
+		meta mark set meta mark & 0xffdfffff
+		ip saddr . ip daddr . tcp dport @marked4 ct mark set ct mark | 0x400000
+		ip6 saddr . ip6 daddr . tcp dport @marked6 ct mark set ct mark | 0x400000
+		dnat ip to ip saddr . ip daddr . tcp dport map @carried4
+		dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @carried6
 	}
 	chain postrouting {
 		type nat hook postrouting priority srcnat - 1; policy accept;
@@ -131,17 +159,17 @@ table inet ftpproxy {
 	}
 	chain count_forth {
 		ip saddr . ip daddr . tcp dport @forth4 \\
-			tcp flags & (fin | rst) != 0 ip saddr . ip daddr . tcp dport @forth_end4
+			tcp flags & (fin | rst) != 0 add @forth_end4 { ip saddr . ip daddr . tcp dport }
 		ip6 saddr . ip6 daddr . tcp dport @forth6 \\
-			tcp flags & (fin | rst) != 0 ip6 saddr . ip6 daddr . tcp dport @forth_end6
+			tcp flags & (fin | rst) != 0 add @forth_end6 { ip6 saddr . ip6 daddr . tcp dport }
 	}
 	chain count_back {
 		tcp flags & (syn | rst) != 0 delete @calling4 { ip daddr . ip saddr . tcp sport . tcp dport }
 		tcp flags & (syn | rst) != 0 delete @calling6 { ip6 daddr . ip6 saddr . tcp sport . tcp dport }
 		ct status assured ip daddr . ip saddr . tcp sport @back4 \\
-			tcp flags & (fin | rst) != 0 ip daddr . ip saddr . tcp sport @back_end4
+			tcp flags & (fin | rst) != 0 add @back_end4 { ip daddr . ip saddr . tcp sport }
 		ct status assured ip6 daddr . ip6 saddr . tcp sport @back6 \\
-			tcp flags & (fin | rst) != 0 ip6 daddr . ip6 saddr . tcp sport @back_end6
+			tcp flags & (fin | rst) != 0 add @back_end6 { ip6 daddr . ip6 saddr . tcp sport }
 	}
 }
 """
@@ -274,7 +302,10 @@ def _nft(text: str) -> None:
             f"{_version(program)} does not understand our table; {NEEDED} or newer is needed (nft: {said[:MOST_SAID]})"
         )
     if "No such file or directory" in said or "not supported" in said:
-        raise NetfilterError(f"this kernel lacks a part of nftables (CONFIG_NFT_NAT, CONFIG_NF_NAT; nft: {said})")
+        raise NetfilterError(
+            "this kernel lacks a part of nftables"
+            f" (CONFIG_NFT_NAT, CONFIG_NF_NAT, CONFIG_NF_CONNTRACK_MARK; nft: {said})"
+        )
     raise NetfilterError(f"nft failed with exit code {done.returncode}: {said}")
 
 

@@ -132,9 +132,11 @@ def test_marks_for_the_firewall() -> None:
 
 def test_lines_for_chains_of_the_administrator_are_printed() -> None:
     said = rules.text(parse(TPROXY + 'planes = ["nft"]\nfirewall_mark = true\n'))
-    assert "#   forward: ct status dnat accept\n" in said
+    assert "#   forward: ct mark & 0x400000 == 0x400000 accept\n" in said
     assert "#   input: meta mark & 0x400000 == 0x400000 accept\n" in said
     assert "Chains of yours" not in rules.text(parse(ALL))
+    both = TPROXY + 'planes = ["nft"]\nfirewall_mark = true\n' + REDIRECT + 'planes = ["nft"]\n'
+    assert "#   forward: ct status dnat accept\n" in rules.text(parse(both)), "one of them has no mark"
 
 
 def test_networks_are_merged_because_nft_refuses_overlaps() -> None:

@@ -120,7 +120,8 @@ def _change(arguments: argparse.Namespace) -> None:
     from ..config import load
 
     config = load(arguments.config) if arguments.apply else None
-    chains = [holes.find(name) for name in dict.fromkeys(arguments.chain)]  # first: a wrong name changes nothing
+    # First, for a wrong name changes nothing:
+    chains = [holes.find(name, config) for name in dict.fromkeys(arguments.chain)]
     if config is not None:
         holes.check(chains, config)
         rules.apply(config)

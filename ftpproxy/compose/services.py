@@ -131,6 +131,7 @@ def _planes(config: ServiceConfig, gate: Gate, shared: Shared) -> list[DataPlane
                     data_setup=timeouts.data_setup,
                     data_idle=timeouts.data_idle,
                     seconds=element_seconds(config),
+                    mark=config.firewall_mark,
                 )
             )
         elif name == "pf":

@@ -48,6 +48,7 @@ def closed(machine: Machine) -> Iterator[Finding]:
 
 def forwarded(machine: Machine) -> Iterator[Finding]:
     """Data connections that the kernel carries, and a forward chain certainly drops."""
+    line = rules.openings(machine.config).get("forward", "")
     for service in machine.config.services:
         shut: dict[tuple[str, str], list[str]] = {}
         for who, candidates in _carried(machine, service) if "nft" in service.planes else ():
@@ -60,8 +61,8 @@ def forwarded(machine: Machine) -> Iterator[Finding]:
                 "firewall.forward",
                 f"{chain} drops the data connections of {who} ({words(dict.fromkeys(versions))}), which the kernel"
                 " carries",
-                "Log-ins work, and the first listing hangs.  The chain needs the line `ct status dnat accept`, which"
-                " lets in what was translated.",
+                f"Log-ins work, and the first listing hangs.  The chain needs the line `{line}`, which lets in what"
+                f" {'carries our mark' if line == rules.MARKED_CONNECTION else 'was translated'}.",
                 _opening(machine, chain),
                 service.name,
             )
@@ -69,7 +70,13 @@ def forwarded(machine: Machine) -> Iterator[Finding]:
 
 def _carried(machine: Machine, service: ServiceConfig) -> Iterator[tuple[str, list[Packet]]]:
     """Who calls, and the packets behind their translation, of which one at least must come through."""
-    translated = Packet(version=4, local=False, status=frozenset({"dnat"}), unmarked=OURS)
+    translated = Packet(
+        version=4,
+        local=False,
+        status=frozenset({"dnat"}),
+        unmarked=OURS,
+        connection_mark=rules.FIREWALL_MARK if service.firewall_mark else 0,
+    )
     for packet in arriving(machine, service):
         yield "clients", [evolve(translated, version=packet.version, source=packet.source, interface=packet.interface)]
     for version in sorted({at.host.version for at in service.listen}):
@@ -81,7 +88,7 @@ def _opening(machine: Machine, chain: str) -> str:
     """The command that inserts our line there."""
     table, _, name = chain.partition(", chain ")
     family, _, table = table.partition(" ")
-    if (command := holes.of_iptables(family, table, name)) is not None:
+    if (command := holes.of_iptables(family, table, name, machine.config)) is not None:
         return command
     return f"ftpproxy rules -c {machine.file} --apply --chain {family}/{table}/{name}"
 

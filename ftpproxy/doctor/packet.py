@@ -9,6 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from ..pi.policy import IPNetwork
+from ..table import FIREWALL_MARK
 
 __all__ = ["NEVER", "Answer", "Packet", "known_of", "only", "same"]
 
@@ -33,6 +34,8 @@ class Packet:
     mark: int | None = None
     unmarked: int = 0
     """Bits that its mark does not have, where the others are not known."""
+    connection_mark: int | None = None
+    """That of its conntrack entry, as far as the bits of `FIREWALL_MARK` go; None: not known."""
     status: frozenset[str] = frozenset()
     """Of its conntrack entry: `dnat`."""
 
@@ -58,6 +61,8 @@ def known_of(expression: Any, packet: Packet) -> Any:
         return NEVER if NEVER in parts else parts
     if kind == "&":
         left, mask = known_of(value[0], packet), value[1]
+        if value[0] == {"ct": {"key": "mark"}} and packet.connection_mark is not None and isinstance(mask, int):
+            return packet.connection_mark & mask if mask & ~FIREWALL_MARK == 0 else None
         if value[0] == {"meta": {"key": "mark"}} and packet.mark is None and isinstance(mask, int):
             return 0 if mask & ~packet.unmarked == 0 else None
         return left & mask if isinstance(left, int) and isinstance(mask, int) else None

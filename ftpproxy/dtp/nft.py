@@ -6,23 +6,20 @@ A data connection with one awaited leg and one called one is two address transla
     active    server calls proxy:N        ->  goes to client:p,  as coming from orig_server[:20]
 
 So a path is a handful of elements of our table (`ftpproxy.table` has the rules that look at them): under (caller,
-called address, called port) `once` and the first of four counters, which make the caller's *place*; `carried` under the
-same key and `called` or `pinned` for the way out, which lead him on.  They stand when `open` returns, by one
-transaction, or by two where the path was foreseen: the place is made while the server thinks about PASV, the rest when
-it has named its port.  The other counters follow while the announcement is on its way, in any case before the transfer
-command.  Nobody is dialled: the path is ready at once, and whether the other end answers is seen by the caller itself.
-Elements are taken away in one transaction too, and never one that is gone already: to undo a transaction costs the
-kernel milliseconds.
+called address, called port) `once`, which makes the caller's *place*, and where a firewall goes by marks, `marked`;
+`carried` under the same key and `called` or `pinned` for the way out, which lead him on.  They stand when `open`
+returns, by one transaction, or by two where the path was foreseen: the place is made while the server thinks about
+PASV, the rest when it has named its port.  Nobody is dialled: the path is ready at once, and whether the other end
+answers is seen by the caller itself.  Elements are taken away in one transaction too, and never one that is gone
+already: to undo a transaction costs the kernel milliseconds.
 
 **Ports.**  The key has the caller's address, so one port serves any number of clients at once; a port is taken only if
 the same caller is awaited, or counted, at the same address and port (NLM_F_EXCL).  Where two paths lead the same caller
 to the same port of the same server, they share the element for the way out.
 
-**Accounting.**  The kernel counts packets and their octets from the IP header on.  Less 52 octets of headers a packet
-(IPv6: 72), which is IP, TCP and the time stamp option that every system in use has, that is the payload; the three-way
-handshake, which has more options, is not counted.  Retransmissions count, and peers without time stamps are
-under-estimated by 12 octets a packet, so the tally says that it is not exact.  The direction in which nothing is
-transferred is counted as nothing: it has acknowledgements only, whose options would look like octets.
+**Accounting.**  The kernel counts packets and their octets (`dtp.nftcount`), so the tally is not exact.  The direction
+in which nothing is transferred is counted as nothing: it has acknowledgements only, whose options would look like
+octets.
 
 **Ends.**  The kernel does not tell.  The counters are looked at, seldom while octets flow (so that the session is known
 to be busy), at once when the server has said its last word about the transfer (`settle`), and then every second, as the
@@ -52,10 +49,11 @@ from ..reasons import Code, Reason
 from ..sockets import is_ours
 from ..switchboard import Switchboard
 from .alive import AlivePaths
-from .nftpath import COUNTERS, NftPath, NftRecord, Place, Way
+from .nftcount import COUNTERS
+from .nftpath import NftPath, NftRecord, Place, Way
 from .plane import PathOwner, Refused
 
-__all__ = ["COUNTERS", "NftPath", "NftPlane"]
+__all__ = ["NftPath", "NftPlane"]
 
 MOST_TRIES = 500
 """How many ports one path tries before it gives up."""
@@ -95,12 +93,15 @@ class NftPlane:
         data_setup: float = DATA_SETUP,
         data_idle: float = DATA_IDLE,
         seconds: float = ELEMENT_SECONDS,
+        mark: bool = False,
     ) -> None:
+        """`mark`: connections carry `FIREWALL_MARK` in their mark (ct mark)."""
         self.elements = elements
         self.board = board
         self.data_setup = data_setup
         self.data_idle = data_idle
         self.seconds = seconds
+        self._mark = mark
         self._ports = ports
         self._doors = doors
         self.paths: AlivePaths[NftPath] = AlivePaths(board)
@@ -167,8 +168,8 @@ class NftPlane:
         raise _Cannot(Code.PLANE_PORTS, f"no port is left for {leg.peer} in {self._ports}; more data_ports are needed")
 
     def lead(self, path: NftPath, call: Call, owner: PathOwner, *missing: Element) -> None:
-        """Lead the path on from its place, where these are `missing`.  Raises `_Cannot`, `OSError`: `FileExistsError` if
-        somebody has the place."""
+        """Lead the path on from its place, where these are `missing`.  Raises `_Cannot`, `OSError`: `FileExistsError`
+        if somebody has the place."""
         way_in, out = led(path.place.once, call.to, call.source)
         key = call.to.host.version, out.key
         shared, users = self.elements.ways_out.get(key, (None, 0))
@@ -186,7 +187,6 @@ class NftPlane:
         self.elements.ways_out[key] = out, users + 1
         path.lead(owner, call, way_in, out)
         self.paths.add(path)
-        self.board.soon(path.count, path.crashed)
 
     def _places(self, way: Way) -> Iterator[Place]:
         """Where the caller may be told to call: places that no path of this process has."""
@@ -195,7 +195,7 @@ class NftPlane:
         for port in ports:
             at = wanted.at(port)
             if not self._doors.taken(at, peer):
-                yield Place(way.caller, Await(at, peer), self.seconds)
+                yield Place(way.caller, Await(at, peer), self.seconds, mark=self._mark)
 
     def leaves(self, out: Element) -> bool:
         """A path does not need its way out any more; whether nobody else does."""
@@ -222,17 +222,17 @@ class NftPlane:
         peer, at, to = way.leg.peer, way.leg.at, way.call.to
         if len({host.version for host in (at.host, peer, to.host, way.call.source.host)}) != 1:
             raise Unthawable("a path of two families")
-        if not len(record.counted) == len(record.last) == len(COUNTERS):
+        if len(record.counted.last) != len(COUNTERS):
             raise Unthawable(f"a path has {len(COUNTERS)} counters")
         if self._doors.taken(at, peer):
             raise Unthawable(f"{peer} is awaited at {at} already")
-        place = Place(way.caller, way.leg, self.seconds)
+        place = Place(way.caller, way.leg, self.seconds, mark=record.marked)
         place.reserve(self._doors)
         way_in, out = led(place.once, to, way.call.source)
         path = NftPath(self, place)
         path.lead(owner, way.call, way_in, out if record.awaited else None)
         path.inherit(record)
-        self.elements.keep(place.once, *path.counters, way_in, out)
+        self.elements.keep(*place.elements, way_in, out)
         if record.awaited:
             key = at.host.version, out.key
             ways_out = self.elements.ways_out

@@ -1,7 +1,7 @@
 """What a data plane is: the contract between a session and whatever carries its data connections.
 
-A plane is asked `carries(spec)`, then `open(spec, owner)`; before, while the server is still thinking about PASV, it may
-be told what it will probably be asked for (`foresee`).  `open` never waits.  It returns
+A plane is asked `carries(spec)`, then `open(spec, owner)`; before, while the server is still thinking about PASV, it
+may be told what it will probably be asked for (`foresee`).  `open` never waits.  It returns
 
 * a `Path`, whose listener or kernel rule stands already, or
 * `Refused`, with a sentence for the log, or

@@ -7,7 +7,8 @@ prerouting (`ftpproxy.table`), before any translation, and the line in the input
 
     meta mark & 0x400000 == 0x400000 accept
 
-Those that follow belong to an established connection.  It is the same under every gate: the address and port are those
+Those that follow belong to an established connection.  (What the kernel carries passes the forward chain, and is marked
+by its own elements: `dtp.nft`.)  It is the same under every gate: the address and port are those
 that the caller was told, whoever answers there.
 """
 

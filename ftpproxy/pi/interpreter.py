@@ -170,8 +170,8 @@ class ProtocolInterpreter:
         return self._dialogue.take_output(side)
 
     def foresee(self) -> PathSpec | None:
-        """What `OpenPath` will ask for when the server agrees, but for the port at the server; None for nothing that was
-        not told before.  If it comes to nothing, `DropPath` follows."""
+        """What `OpenPath` will ask for when the server agrees, but for the port at the server; None for nothing that
+        was not told before.  If it comes to nothing, `DropPath` follows."""
         return self._negotiation.foresee()
 
     def timer(self, timer: Timer) -> None:

@@ -141,8 +141,8 @@ class Ledger:
         self._out_of_band.append(turn)
 
     def begins(self, *, lenient: bool) -> bool:
-        """Whether a complete 1yz is preliminary, which is noted.  `lenient`: there are servers that answer any verb with
-        1yz and have no more to say; then it is so only where RFC 959 has it."""
+        """Whether a complete 1yz is preliminary, which is noted.  `lenient`: there are servers that answer any verb
+        with 1yz and have no more to say; then it is so only where RFC 959 has it."""
         turn = self.head or next(iter(self._out_of_band), None)
         if turn is None or (lenient and turn.kind not in _PRELIMINARY):
             return False

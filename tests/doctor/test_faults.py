@@ -43,6 +43,7 @@ NO_DNAT = r"""
 handle=$(nft -a list chain inet filter forward | sed -n 's/.*ct status dnat accept.*handle //p')
 nft delete rule inet filter forward handle $handle
 """
+BY_MARK = "nft add rule inet filter forward ct mark \\& 0x400000 == 0x400000 accept\n"
 STRANGERS = """\
 nft add chain inet filter strangers
 nft add rule inet filter strangers meta l4proto tcp reject with tcp reset
@@ -120,6 +121,8 @@ FAULTS = {
     "firewall, reverse": ("reverse", CLOSE_LAN, "firewall"),
     "firewall, the kernel's connections": ("nft", NO_DNAT, "firewall.forward"),
     "firewall, all of the kernel's connections": ("nft", "nft flush chain inet filter forward", "firewall.forward"),
+    "firewall, the kernel's connections, none marked": ("nft", NO_DNAT + BY_MARK, "firewall.forward"),
+    "firewall, marked connections": ("marked nft", NO_DNAT, "firewall.forward"),
     "firewall, marked calls": ("marked", NO_WELCOME, "firewall"),
     "firewall, marked clients": ("marked", CLOSE_LAN, "firewall"),
     "firewall, in a chain of its own": (
@@ -143,6 +146,16 @@ def test_a_fault_is_named_alone_and_its_line_mends_it(wards: Wards, fault: str) 
         patient.follow(found)
         assert patient.findings() == []
         patient.sh(CLEAN)
+        patient.gateway.make_way()
+
+
+def test_a_forward_chain_that_goes_by_the_mark(wards: Wards) -> None:
+    """It is what the doctor asks for where there is a mark, and enough."""
+    with wards.visit("marked nft") as patient:
+        patient.sh(NO_DNAT)
+        assert all("`ct mark & 0x400000 == 0x400000 accept`" in each["why"] for each in patient.findings())
+        patient.sh(BY_MARK)
+        assert patient.findings() == []
         patient.gateway.make_way()
 
 

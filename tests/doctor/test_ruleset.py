@@ -25,6 +25,7 @@ PACKET = Packet(
     local=True,
     interface="lan",
     unmarked=0x200000,
+    connection_mark=0x400000,
 )
 
 
@@ -62,6 +63,7 @@ OPEN = [
     "tcp dport @ports accept",
     "fib daddr type local accept",
     "meta mark & 0x200000 == 0x0 accept",
+    "ct mark & 0x400000 == 0x400000 accept",
     "meta nfproto ipv4 jump good",
     "goto good",
     "jump back\n accept",
@@ -69,6 +71,8 @@ OPEN = [
     "counter log prefix \"x\" accept",
     # Perhaps open: nobody knows.
     "meta mark 5 accept",
+    "ct mark 5 accept",
+    "ct mark & 0xff == 5 accept",
     "ip saddr 10.77.1.7 accept",
     "ip saddr 10.77.1.7 drop\n accept",
     "limit rate 3/second accept",
@@ -90,6 +94,7 @@ SHUT = [
     "ip protocol icmp accept",
     "icmp type echo-request accept",
     "meta mark & 0x200000 == 0x200000 accept",
+    "ct mark & 0x400000 == 0 accept",
     "ip saddr != 10.0.0.0/8 accept",
     "ip daddr 198.51.100.2 accept",
     "ip saddr 10.77.1.0/24 reject\n accept",

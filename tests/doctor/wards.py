@@ -27,8 +27,8 @@ from ..netns.dialogue import inside
 __all__ = ["KINDS", "MORE_KINDS", "Patient", "Wards", "admitted"]
 
 KINDS = ("tproxy", "redirect", "reverse")
-MORE_KINDS = ("nft", "marked")
-"""The kernel's plane; and a firewall that goes by marks."""
+MORE_KINDS = ("nft", "marked", "marked nft")
+"""The kernel's plane; a firewall that goes by marks; and both."""
 FEW = "limits = { sessions = 100 }"
 """So that a small machine is large enough."""
 FTPPROXY = f"{sys.executable} -m ftpproxy"
@@ -145,9 +145,9 @@ def admitted(kind: str, config: str = "") -> Iterator[Patient]:
             servers = [f"{lab.server.address(4)}:21", f"[{lab.server.address(6)}]:21"]
             good = reverse(map(str, lab.dialled.values()), servers, FEW)
         else:
-            more = ["firewall_mark = true"] if kind == "marked" else []
-            intercept = {"nft": "tproxy", "marked": "redirect"}.get(kind, kind)
-            good = forward(gateway, intercept, FEW, *more, planes=["nft" if kind == "nft" else "relay"])
+            more = ["firewall_mark = true"] if "marked" in kind else []
+            intercept = {"nft": "tproxy", "marked": "redirect", "marked nft": "redirect"}.get(kind, kind)
+            good = forward(gateway, intercept, FEW, *more, planes=["nft" if "nft" in kind else "relay"])
         yield Patient(lab, gateway, server, stack.enter_context(Proxy(gateway, config or good)))
 
 

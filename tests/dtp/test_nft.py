@@ -19,7 +19,8 @@ from attrs import define, field, frozen
 
 from ftpproxy.carriage import Carriage
 from ftpproxy.doors import Doors
-from ftpproxy.dtp.nft import COUNTERS, NftPath, NftPlane
+from ftpproxy.dtp.nft import NftPath, NftPlane
+from ftpproxy.dtp.nftcount import COUNTERS
 from ftpproxy.dtp.plane import Path as AnyPath
 from ftpproxy.dtp.plane import Refused
 from ftpproxy.endpoints import Endpoint, IPAddress, Side, parse_address
@@ -44,6 +45,29 @@ table inet filter {
     }
 }
 """
+MARKS_ONLY = """
+flush chain inet filter forward
+table inet filter {
+    chain forward {
+        ct mark & 0x400007 == 0x400005 accept
+    }
+    chain own {
+        type filter hook prerouting priority mangle; policy accept;
+        ct state new ct mark set 0x5
+    }
+}
+"""
+"""A forward chain that goes by our bit and some of the administrator's own, which he sets before."""
+OTHERS = f"""
+table inet other {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat; policy accept;
+        tcp dport 99 dnat ip to {FAMILIES[0].server}:50021
+        tcp dport 99 dnat ip6 to [{FAMILIES[1].server}]:50021
+    }}
+}}
+"""
+"""What the administrator translates for himself."""
 PROMISED = 50021
 """Where the called side listens."""
 WAIT = 5.0
@@ -105,7 +129,7 @@ def in_table(gateway: Namespace) -> list[str]:
     """The maps and sets of our table, once for each element."""
     listed = json.loads(gateway.run("nft", "-j", "list", "table", "inet", "ftpproxy"))["nftables"]
     sets = [item.get("map") or item.get("set") for item in listed if "map" in item or "set" in item]
-    assert len(sets) == 22
+    assert len(sets) == 24
     return [one["name"] for one in sets for _ in one.get("elem", [])]
 
 
@@ -209,7 +233,7 @@ def test_a_passive_client_is_carried(stage: Stage, family: Family, mode: str) ->
         talk(client, server)
         stage.later(11)
         assert owner.up == [Side.CLIENT, Side.SERVER]
-        assert sorted(stage.left()) == sorted(f"{name}{family.version}" for name in COUNTERS)
+        assert sorted(stage.left()) == sorted(f"{name}{family.version}" for name in COUNTERS[:2])
         path.close()
         assert stage.left() == []
         talk(client, server)  # a running connection goes on
@@ -504,7 +528,7 @@ def test_another_table_of_our_name(stage: Stage, family: Family) -> None:
     stage.elements.check()
     stage.elements.check()
     assert stage.elements.reloads == 1
-    assert len(stage.left()) == 7
+    assert len(stage.left()) == 3
     path.close()
 
 
@@ -514,7 +538,7 @@ def test_everything_has_a_time(stage: Stage, family: Family) -> None:
     plane = NftPlane(stage.elements, PortRange(20500, 20509), stage.board, stage.doors, seconds=0.3)
     assert isinstance(plane.open(passive(family), Owner()), NftPath)
     stage.board.turn()
-    assert len(stage.left()) == 7
+    assert len(stage.left()) == 3
     until(lambda: stage.left() == [], "elements that outlive their time")
     plane.close()
 
@@ -568,6 +592,55 @@ def test_a_call_may_have_to_come_again(stage: Stage, family: Family) -> None:
                 assert refused(stage.world.client, at, family.client), "another call is a second one"
     path.close()
     assert owner.failures == []
+
+
+@pytest.fixture
+def marking(stage: Stage) -> Iterator[NftPlane]:
+    """A plane whose connections are marked, before a firewall that goes by that alone."""
+    stage.world.gateway.run("nft", "-f", "-", text=MARKS_ONLY)
+    plane = NftPlane(stage.elements, PortRange(20000, 20099), stage.board, stage.doors, mark=True)
+    yield plane
+    plane.close()
+
+
+@pytest.mark.netns
+def test_a_mark_lets_in_what_is_carried(stage: Stage, marking: NftPlane, family: Family) -> None:
+    """Every packet of it, in both directions and modes; no second call, and not what others translate.  The
+    administrator's bits of the mark stay."""
+    client, server = stage.world.client, stage.world.server
+    for spec, caller, called in ((passive(family), client, server), (active(family), server, client)):
+        path, _ = Stage(stage.world, stage.elements, stage.board, stage.doors, marking).open(spec)
+        ((side, at),) = path.announced.items()
+        here, there = (family.client, family.server) if side is Side.CLIENT else (family.server, family.client)
+        with listen(called, Endpoint(there, PROMISED)) as listener, connect(caller, at, here) as one:
+            with accept(listener) as other:
+                for _ in range(3):
+                    talk(one, other)
+                    talk(other, one)
+            if at.host == there:
+                with listen(called, at):
+                    assert refused(caller, at, here)
+        path.close()
+    gateway = stage.world.gateway
+    gateway.run("nft", "-f", "-", text=OTHERS)
+    with listen(server, Endpoint(family.server, PROMISED)):
+        assert refused(client, Endpoint(family.inside, 99), family.client)
+        gateway.run("nft", "add", "rule", "inet", "filter", "forward", "ct", "status", "dnat", "accept")
+        assert not refused(client, Endpoint(family.inside, 99), family.client)
+
+
+@pytest.mark.netns
+def test_a_path_without_a_mark(stage: Stage, marking: NftPlane, family: Family) -> None:
+    """Only those of a plane that was told to have it."""
+    stage.world.gateway.run("nft", "add", "rule", "inet", "filter", "forward", "ct", "mark", "0x5", "accept")
+    path, _ = stage.open(passive(family))
+    with (
+        listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(stage.world.client, path.announced[Side.CLIENT], family.client) as client,
+        accept(listener) as server,
+    ):
+        talk(client, server)
+    path.close()
 
 
 class Principal:

@@ -101,6 +101,38 @@ def test_the_kernels_connections_pass_a_forward_chain(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_kernels_connections_pass_by_their_mark(kind: str) -> None:
+    """With nothing else in the chain; and what others translate does not."""
+    with walled(kind, "nft", CONTROL[kind], "firewall_mark = true") as deployment:
+        gateway, site = deployment.gateway, deployment.site(4)
+        gateway.run("nft", "flush", "chain", "inet", "filter", "forward", check=True)
+        with Control(deployment.client, site).login() as control:
+            assert reached(deployment, control.passive()) is None
+        for _ in range(2):
+            rules(deployment, "--apply", "--chain", "inet/filter/forward")
+            assert ours(deployment, "forward") == [0]
+        for version in (4, 6):
+            transfers(deployment, version)
+        elsewhere = f"""
+            table inet other {{
+                chain prerouting {{
+                    type nat hook prerouting priority dstnat; policy accept;
+                    tcp dport 99 dnat ip to {deployment.lab.server.address(4)}:21
+                }}
+            }}
+        """
+        gateway.run("nft", "-f", "-", input=elsewhere, check=True)
+        other = gateway.address(4) if kind == "reverse" else gateway.inside_address(4)
+        assert reached(deployment, (other, 99)) is None
+        gateway.run("nft", "add", "rule", "inet", "filter", "forward", "ct", "status", "dnat", "accept", check=True)
+        called = reached(deployment, (other, 99))
+        assert called is not None
+        called.close()
+        rules(deployment, "--remove", "--chain", "inet/filter/forward")
+        assert ours(deployment, "forward") == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_expected_calls_pass_an_input_chain(kind: str) -> None:
     """And no others: no stranger's to a port where somebody is expected, and not the same caller's to another port."""
     with walled(kind, "relay", CONTROL[kind] if kind == "reverse" else "", "firewall_mark = true") as deployment:
@@ -142,6 +174,7 @@ def test_removal_of_everything_leaves_no_line() -> None:
 @pytest.mark.parametrize(
     ("chain", "said"),
     [
+        ("ip6/filter/INPUT", "there is no such chain"),
         ("forward", "it is FAMILY/TABLE/CHAIN, as in inet/filter/forward"),
         ("bridge/filter/forward", "it is FAMILY/TABLE/CHAIN, as in inet/filter/forward"),
         ("inet/filter/forwards", "there is no such chain; `nft list chains` shows them all"),

@@ -65,6 +65,8 @@ class IdlePlane:
     def carries(self, spec: PathSpec) -> bool:
         return True
 
+    def foresee(self, spec: PathSpec) -> None: ...
+
     def open(self, spec: PathSpec, owner: PathOwner) -> IdlePath | Refused:
         self.paths.append(IdlePath(owner))
         return self.paths[-1]

@@ -66,6 +66,8 @@ class ScriptedPlane:
     def carries(self, spec: PathSpec) -> bool:
         return True
 
+    def foresee(self, spec: PathSpec) -> None: ...
+
     def open(self, spec: PathSpec, owner: PathOwner) -> ScriptedPath | Refused:
         self.asked.append("open " + scripts.spec(spec))
         answer = next(self._answers)
