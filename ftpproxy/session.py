@@ -25,7 +25,7 @@ import socket
 from collections.abc import Callable
 
 from .carriage import Carriage
-from .channels import MOST_UNSENT, Channel
+from .channels import Channel, Channels
 from .dial import Dial
 from .endpoints import Endpoint, Side
 from .estate import Estate, Inheritance
@@ -106,7 +106,7 @@ class Session(Watched):
         self._terms = terms
         self._board = board
         self._ended = ended
-        self._channels: dict[Side, Channel] = {}
+        self._channels = Channels()
         if client_sock is not None:
             self._open_channel(CLIENT, client_sock)
         self._route: Route | None = None
@@ -270,7 +270,8 @@ class Session(Watched):
 
     def sweep(self, now: float) -> None:
         """Look at the deadlines; called once a second."""
-        if not self.over and self._vanished():
+        if not self.over and (breach := self._channels.breach()) is not None:
+            self._lost(*breach)
             return
         if self._dial is not None:
             self._dial.sweep(now)
@@ -289,14 +290,6 @@ class Session(Watched):
                 self.dismiss(Reason(Code.IDLE, "Idle for too long."))
             elif due:
                 self._pump()
-
-    def _vanished(self) -> bool:
-        """Whether a side that is not read at present has reset its connection, which nobody else would tell us."""
-        for side, channel in self._channels.items():
-            if (error := channel.breach()) is not None:
-                self._lost(side, error)
-                return True
-        return False
 
     def dismiss(self, text: str) -> None:
         """End it; the client is told why.  `text` is mostly a `Reason`; without one it was an operator's wish."""
@@ -339,11 +332,7 @@ class Session(Watched):
             return
         if (spec := interpreter.foresee()) is not None:  # while the server thinks about PASV
             self.carriage.foresee(spec)
-        # What a client says makes both of them speak, what a server says only the client.
-        client, server = self._channels[CLIENT], self._channels[SERVER]
-        clear = client.unsent <= MOST_UNSENT
-        client.want(read=of_client is Need.DATA and clear and server.unsent <= MOST_UNSENT)
-        server.want(read=of_server is Need.DATA and clear)
+        self._channels.read(client=of_client is Need.DATA, server=of_server is Need.DATA)
 
     def _write(self, interpreter: ProtocolInterpreter) -> bool:
         """Write what there is; False if a side is gone."""
@@ -452,8 +441,7 @@ class Session(Watched):
 
     def _close_channels(self) -> None:
         self._farewell_until = 0.0
-        for channel in self._channels.values():
-            channel.close()
+        self._channels.close()
         self._gone_if_done()
 
     def _gone_if_done(self) -> None:

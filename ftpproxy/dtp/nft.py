@@ -117,7 +117,8 @@ class NftPlane:
         if (halves := spec.halves) is None:
             return False
         _, leg, call = halves
-        return len({host.version for host in (leg.at.host, leg.peer, call.to.host, call.source.host)}) == 1
+        version = leg.at.host.version
+        return leg.peer.version == call.to.host.version == call.source.host.version == version
 
     def open(self, spec: PathSpec, owner: PathOwner) -> NftPath | Refused:
         try:

@@ -7,8 +7,8 @@ whether somebody has called.
 
 **Octets.**  The kernel counts packets and their octets from the IP header on.  Less 52 octets of headers a packet
 (IPv6: 72), which is IP, TCP and the time stamp option that every system in use has, that is the payload; the first
-packet has eight more, of options that only it may have.  Retransmissions count, and peers without time stamps are under-estimated
-by 12 octets a packet, so this is an estimate.
+packet has eight more, of options that only it may have.  Retransmissions count, and peers without time stamps
+are under-estimated by 12 octets a packet, so this is an estimate.
 
 **A table that is lost** (flushed by somebody) takes the counters along: they begin again, and what was seen is kept.
 """

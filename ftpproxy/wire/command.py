@@ -45,8 +45,14 @@ class Command(NamedTuple):
         return (b"\r" in line or b"\0" in line) and _UNCLEAN.search(line) is not None
 
 
+_BARE = {verb: Command(verb, b"", verb) for verb in b"ABOR CDUP EPSV FEAT LIST NLST NOOP PASV PWD QUIT SYST".split()}
+"""Command lines that mostly have no argument, as they are mostly written."""
+
+
 def parse_command(line: bytes) -> Command:
     """Parse a line as `LineBuffer` gives it.  Any octets parse."""
+    if (bare := _BARE.get(line)) is not None:
+        return bare
     line = line.lstrip(_BEFORE_VERB)
     separator = _SEPARATOR.search(line)
     if separator is None:
