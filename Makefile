@@ -18,8 +18,9 @@ $(STAMP): pyproject.toml | system
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## show it: NAT on either side, with and without the proxy
-	@$(BIN)/ftpproxy lab demo
+PLANES ?= relay
+demo: $(STAMP) ## show it: NAT on either side, with and without the proxy; PLANES (relay, or nft) carry the data
+	@$(BIN)/ftpproxy lab --planes $(PLANES) demo
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

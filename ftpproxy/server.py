@@ -414,12 +414,20 @@ class Server:
         event(log, logging.INFO, "stopping", sessions=len(self.guests))
         self.close()
 
-    @staticmethod
-    async def _obey(signals: AsyncIterator[int], orders: Mapping[signal.Signals, Callable[[], object]]) -> None:
+    async def _obey(self, signals: AsyncIterator[int], orders: Mapping[signal.Signals, Callable[[], object]]) -> None:
+        """An order with an internal error ends nothing, unless it was to end."""
+
+        def obey(order: signal.Signals) -> None:
+            orders[order]()
+
+        def failed(_: Exception) -> None:
+            if order in (signal.SIGINT, signal.SIGTERM):
+                self.stop()
+
         async for number in signals:
             order = signal.Signals(number)
             event(log, logging.INFO, "signal", signal=order.name)
-            orders[order]()
+            self._board.guard(obey, order, failed)
 
     async def _turn(self, nursery: trio.Nursery) -> None:
         """Nobody is served before the sources of what we announce were asked."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -192,14 +192,16 @@ def test_nothing_is_imported_that_is_not_needed(argv: list[str], absent: set[str
 
 
 def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
-    # The file is a pipe that nobody fills: the command waits in its read until the signal.
-    pipe = tmp_path / "f.toml"
-    os.mkfifo(pipe)
-    command = [sys.executable, "-m", "ftpproxy", "check", "-c", str(pipe)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    with process, pipe.open("w"):  # open returns when the command has opened its end
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+    # Nobody answers at the socket: the command waits until the signal.
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "control"))
+        silent.listen()
+        command = [sys.executable, "-m", "ftpproxy", "status", "--socket", str(tmp_path / "control")]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+            caller, _ = silent.accept()
+            with caller:
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (130, "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from ipaddress import ip_address, ip_network
@@ -686,6 +687,12 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     assert reasons() == [Problem("line 2", "is not UTF-8")]
     file.write_text(FORWARD)
     assert load(file, "linux") == parse(FORWARD)
+    file.unlink()
+    os.mkfifo(file)
+    assert reasons() == [Problem("", "cannot be read: it is a FIFO, and no regular file")]
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    assert reasons() == [Problem("", "cannot be read: it is a device, and no regular file")]
 
 
 # -- show -------------------------------------------------------------------------------------------------------------

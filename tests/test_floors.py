@@ -28,6 +28,7 @@ FLOORS = [
         "nfmessages",
         "table",
         "estate",
+        "files",
         "errands",
         "resolver",
         "passwords",

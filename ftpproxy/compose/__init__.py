@@ -183,7 +183,7 @@ async def _serve(
         if config.metrics.listen is not None:
             scrape = monitoring.scrape(config.metrics, server, elements)
         belongings = address.belongings if address is not None else ()
-        process.drop_privileges(config, table=claim is not None, belongings=belongings)
+        process.drop_privileges(config, table=claim is not None, belongings=belongings, xferlog=xferlog)
         _warn(config)
         for line in engine.missing_lines if engine is not None else ():
             event(log, logging.WARNING, "pf.anchor_missing", line=line)

@@ -20,12 +20,12 @@ from attrs import evolve, frozen
 
 from ..endpoints import Endpoint, parse_address
 from ..sockets import is_ours
-from .hosts import Loopback
+from .hosts import Loopback, Passed
 from .network import Lab, Topology
 from .peers import FtpServer, Outcome, Transfer, run
 from .proxy import Proxy, forward, reverse
 
-__all__ = ["COLUMNS", "ROWS", "Cell", "Row", "demonstrate", "demonstrate_on_loopback", "must_fail", "survey"]
+__all__ = ["COLUMNS", "ROWS", "Cell", "Row", "Survey", "demonstrate", "demonstrate_on_loopback", "must_fail", "survey"]
 
 OCTETS = 1 << 20
 TIMEOUT = 5.0
@@ -33,9 +33,9 @@ TIMEOUT = 5.0
 
 
 class Carrier(Protocol):
-    """A proxy that knows how many transfers it carried."""
+    """A proxy that knows how much it carried."""
 
-    def carried(self, transfers: int) -> bool: ...
+    def carried(self, transfers: int, octets: int) -> bool: ...
 
 
 @frozen
@@ -72,6 +72,9 @@ those must fail without the proxy, and everything must work with it. "Obeyed"
 is a client that calls the address in the 227; others call the one they dialled.
 With NAT on both sides a proxy runs on both gateways. In front of a server
 nothing is intercepted: there the proxy listens at the public address itself.
+"""
+SHUT = """The proxies have nothing but the kernel to carry data, and the forward chains on
+their gateways let nothing else through: "carried" is what those have counted.
 """
 
 
@@ -111,10 +114,21 @@ def must_fail(topology: Topology, verb: str) -> bool:
     return topology in (Topology.SERVER_NAT, Topology.BOTH_NAT)
 
 
+@frozen
+class Survey:
+    """All rows in one column of the table."""
+
+    cells: Mapping[Row, Cell]
+    log: str
+    """What the proxies said; where a cell is not as it must be, also the server, and what the kernels know."""
+    passed: Sequence[Passed]
+    """What the kernel has carried, gateway by gateway, where it had to carry everything."""
+
+
 def survey(
     topology: Topology, intercept: str | None, *, timeout: float = TIMEOUT, planes: Sequence[str] = ("relay",)
-) -> tuple[dict[Row, Cell], str]:
-    """All rows in one column: the cells, and the logs of the proxies.  `intercept` None is without proxy."""
+) -> Survey:
+    """One column; `intercept` None is without proxy.  `timeout` is that of each step of a client, in seconds."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(topology))
         server = stack.enter_context(FtpServer(lab.server, os.urandom(OCTETS)))
@@ -126,14 +140,18 @@ def survey(
             ]
         outcomes = run(lab.client, lab.dialled, server, _transfers(ROWS), timeout=timeout)
         outcomes = _carried(outcomes, proxies)
-        logs = "".join(f"--- {proxy.host.name}\n{proxy.log}" for proxy in proxies)
-    return _cells(ROWS, outcomes, lambda row: intercept is not None or not must_fail(topology, row.verb)), logs
+        cells = _cells(ROWS, outcomes, lambda row: intercept is not None or not must_fail(topology, row.verb))
+        log = "".join(f"--- {proxy.host.name}\n{proxy.log}" for proxy in proxies)
+        if not all(cell.as_expected for cell in cells.values()):
+            log += f"--- server\n{server.log}" + "".join(host.evidence() for host in lab.hosts)
+        passed = [passed for proxy in proxies if (passed := proxy.passed()) is not None]
+    return Survey(cells, log, passed)
 
 
 def _carried(outcomes: Mapping[Transfer, Outcome], proxies: Iterable[Carrier]) -> dict[Transfer, Outcome]:
     """`outcomes`, or as many failures if not every transfer went through every proxy (TPROXY, for one, fails open)."""
-    whole = sum(outcome.ok for outcome in outcomes.values())
-    if all(proxy.carried(whole) for proxy in proxies):
+    whole = [outcome.octets for outcome in outcomes.values() if outcome.ok]
+    if all(proxy.carried(len(whole), sum(whole)) for proxy in proxies):
         return dict(outcomes)
     return {transfer: evolve(outcome, ok=False, error="bypassed the proxy") for transfer, outcome in outcomes.items()}
 
@@ -175,22 +193,25 @@ def demonstrate(planes: Sequence[str] = ("relay",)) -> int:
     for topology in TOPOLOGIES:
         for intercept, title in COLUMNS.items():
             if intercept == "redirect" and topology is Topology.SERVER_NAT:
-                cells: dict[Row, Cell] = {}  # nothing is intercepted: the proxy has the server's public address
+                cells: Mapping[Row, Cell] = {}  # nothing is intercepted: the proxy has the server's public address
             else:
                 say(f"  {topology}, {_step(topology, intercept)} ... ", end="")
                 started = time.monotonic()
-                cells, log = survey(topology, intercept, planes=planes)
-                say(_summary(cells.values(), time.monotonic() - started))
+                found = survey(topology, intercept, planes=planes)
+                cells = found.cells
+                say(_summary(found, time.monotonic() - started))
                 if not all(cell.as_expected for cell in cells.values()):
-                    logs.append(f"{topology}, {title}:\n{log}")
+                    logs.append(f"{topology}, {title}:\n{found.log}")
             for row in ROWS:
                 table.setdefault((topology, row), []).append(cells.get(row))
     sections: dict[str, list[tuple[str, ...]]] = {}
-    for (topology, row), found in table.items():
-        line = (row.title, f"v{row.version}", *("-" if cell is None else str(cell) for cell in found))
+    for (topology, row), line_cells in table.items():
+        line = (row.title, f"v{row.version}", *("-" if cell is None else str(cell) for cell in line_cells))
         sections.setdefault(str(topology), []).append(line)
     _print_table(("mode", "IP", *COLUMNS.values()), sections)
     say(EXPLANATION)
+    if set(planes) == {"nft"}:
+        say(SHUT)
     return _verdict([cell for cells in table.values() for cell in cells if cell is not None], logs)
 
 
@@ -228,12 +249,13 @@ def _free_port(host: str) -> int:
         return port
 
 
-def _summary(cells: Iterable[Cell], seconds: float) -> str:
-    cells = list(cells)
+def _summary(found: Survey, seconds: float) -> str:
+    cells = found.cells.values()
     worked = sum(cell.down.ok and cell.up.ok for cell in cells)
     odd = sum(not cell.as_expected for cell in cells)
-    text = f"{worked} of {len(cells)} modes work, "
-    return text + (f"{odd} UNEXPECTED" if odd else "as expected") + f" ({seconds:.1f} s)"
+    text = f"{worked} of {len(cells)} modes work, {f'{odd} UNEXPECTED' if odd else 'as expected'}"
+    carried = " and ".join(f"{each.calls} connections with {each.octets >> 20} MiB" for each in found.passed)
+    return f"{text} ({seconds:.1f} s)" + (f"\n    carried by the kernel: {carried}" if carried else "")
 
 
 def _verdict(cells: list[Cell], logs: list[str]) -> int:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from ipaddress import ip_interface
 from typing import Any
 
 from attrs import define, field, frozen
 
-__all__ = ["DATA_PORTS", "Gateway", "Host", "Interface", "LabError", "Loopback"]
+__all__ = ["DATA_PORTS", "Gateway", "Host", "Interface", "LabError", "Loopback", "Passed"]
 
 DATA_PORTS = "20000-29999"
 """What a gateway's firewall lets in for the proxy, beside port 21."""
+CALLS, OCTETS = "data_calls", "data_octets"
+"""The counters of a gateway that lets through nothing but what the kernel carries."""
+
+EVIDENCE = (
+    "nft list table inet ftpproxy",
+    "cat /proc/net/nf_conntrack /proc/net/stat/nf_conntrack",
+    "ss --tcp --all --numeric --options",
+    "nstat --json --ignore --noupdate",
+    "ip neighbour",
+)
+"""Commands that tell what happened; what a host lacks says so itself."""
 
 
 class LabError(Exception):
@@ -33,6 +45,19 @@ class Interface:
 
     def network(self, version: int) -> str:
         return str(ip_interface(self.ipv4 if version == 4 else self.ipv6).network)
+
+
+@frozen
+class Passed:
+    """What the forward chain of a gateway let through that lets through nothing but what the kernel carries."""
+
+    calls: int
+    """First packets of connections; one that is sent again counts again."""
+    octets: int
+    """Of all packets behind the first, headers included."""
+
+    def __sub__(self, other: Passed) -> Passed:
+        return Passed(self.calls - other.calls, self.octets - other.octets)
 
 
 @define(eq=False)
@@ -71,6 +96,12 @@ class Host:
         child: subprocess.Popen[str] = subprocess.Popen(self.command(*argv), **options)
         self.children.append(child)
         return child
+
+    def evidence(self) -> str:
+        """What its kernel knows of connections, for whoever has to explain a failure: our table, conntrack with its
+        counters (`insert_failed`, `clashres`, `invalid`, `drop`), sockets, and what TCP and IP have counted."""
+        done = self.run("sh", "-x", input="\n".join(EVIDENCE), stderr=subprocess.STDOUT, stdout=subprocess.PIPE)
+        return f"--- evidence of {self.name}\n{done.stdout}"
 
     def set_up(self) -> None:
         """Addresses, routes and kernel settings.  Raises `LabError`."""
@@ -113,19 +144,35 @@ class Gateway(Host):
         """The network on `lan`, as `10.77.1.0/24`."""
         return self.interfaces[0].network(version)
 
-    def ruleset(self, *, proxied: bool = False, data_ports: str = DATA_PORTS) -> str:
-        """The administrator's nftables; with `proxied`, as he changes them when the proxy moves in."""
+    def ruleset(self, *, proxied: bool = False, carried: bool = False, data_ports: str = DATA_PORTS) -> str:
+        """The administrator's nftables; with `proxied`, as he changes them when the proxy moves in.
+
+        With `carried`, too, he has the kernel carry all data connections and lets nothing else through: no data port is
+        open, nobody inside may call anybody outside, and what passes is counted (`passed`).
+        """
         if not self.nat:
             return ""
-        mapped, welcome = "", ""
+        mapped, welcome, counters = "", "", ""
         if self.inward is not None and not proxied:
             mapped = f"""
         meta nfproto ipv4 iifname "wan" tcp dport 21 dnat ip to {self.inward.address(4)}
         meta nfproto ipv6 iifname "wan" tcp dport 21 dnat ip6 to {self.inward.address(6)}"""
-        if proxied:
-            ports = f"21, {data_ports}" if self.inward is not None else data_ports
+        ports = ["21"] if self.inward is not None else []
+        ports += [] if carried else [data_ports]
+        if proxied and ports:
             welcome = f"""
-        iifname "wan" tcp dport {{ {ports} }} accept"""
+        iifname "wan" tcp dport {{ {", ".join(ports)} }} accept"""
+        through = """
+        ct state established,related accept
+        iifname "lan" accept
+        ct status dnat accept"""
+        if carried:
+            counters = f"""
+    counter {CALLS} {{}}
+    counter {OCTETS} {{}}"""
+            through = f"""
+        ct state established,related counter name {OCTETS} accept
+        ct status dnat counter name {CALLS} accept"""
         return f"""
 table inet nat {{
     chain prerouting {{
@@ -136,7 +183,7 @@ table inet nat {{
         oifname "wan" masquerade
     }}
 }}
-table inet filter {{
+table inet filter {{{counters}
     chain input {{
         type filter hook input priority filter; policy drop;
         ct state established,related accept
@@ -144,10 +191,7 @@ table inet filter {{
         meta l4proto {{ 1, 58 }} accept comment "ICMP; a minimal system knows no names"{welcome}
     }}
     chain forward {{
-        type filter hook forward priority filter; policy drop;
-        ct state established,related accept
-        iifname "lan" accept
-        ct status dnat accept
+        type filter hook forward priority filter; policy drop;{through}
     }}
 }}
 """
@@ -156,11 +200,23 @@ table inet filter {{
         super().set_up()
         self._load(self.ruleset())
 
-    def make_way(self, data_ports: str = DATA_PORTS) -> None:
-        """Change the administrator's tables as the proxy needs them: no port 21 mapped inward, `data_ports` let in."""
+    def make_way(self, data_ports: str = DATA_PORTS, *, carried: bool = False) -> None:
+        """Change the administrator's tables as the proxy needs them: no port 21 mapped inward, `data_ports` let in; or,
+        with `carried`, no port let in, and nothing through but data connections that the kernel carries."""
         emptied = "".join(f"table inet {name}\ndelete table inet {name}\n" for name in ("nat", "filter"))
         if self.nat:
-            self._load(emptied + self.ruleset(proxied=True, data_ports=data_ports))
+            self._load(emptied + self.ruleset(proxied=True, carried=carried, data_ports=data_ports))
+
+    def passed(self) -> Passed:
+        """What went through the forward chain since `make_way(carried=True)`.  Raises `LabError` without that."""
+        listed = self.run("nft", "-j", "list", "counters", "table", "inet", "filter")
+        if listed.returncode:
+            raise LabError(f"{self.name} tells no counters: {listed.stderr.strip()}")
+        counters = [item["counter"] for item in json.loads(listed.stdout)["nftables"] if "counter" in item]
+        found = {counter["name"]: counter for counter in counters}
+        if not found:
+            raise LabError(f"the forward chain of {self.name} lets through more than what the kernel carries")
+        return Passed(found[CALLS]["packets"], found[OCTETS]["bytes"])
 
     def _load(self, ruleset: str) -> None:
         if ruleset:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from ..endpoints import Endpoint
-from .hosts import DATA_PORTS, Gateway, Host, LabError
+from .hosts import DATA_PORTS, Gateway, Host, LabError, Passed
 from .peers import environment
 
 __all__ = ["Proxy", "forward", "reverse"]
@@ -62,7 +62,7 @@ def reverse(listen: Iterable[str], servers: Iterable[str], *more: str, planes: I
     return "\n".join([*lines, *more]) + "\n"
 
 
-_TRANSFER = re.compile(r"^\S+ info transfer ", re.MULTILINE)
+_TRANSFER = re.compile(r"^\S+ info transfer .* plane=(\w+) ", re.MULTILINE)
 _LOOPBACK = ["127.0.0.1", "[::1]"]
 
 
@@ -95,7 +95,7 @@ class Proxy:
             self._log = stack.enter_context((folder / "log").open("w+"))
             self.command("check", "-c", str(self.file))
             if isinstance(self.host, Gateway):
-                self.host.make_way()
+                self.make_way()
                 stack.callback(self.command, "rules", "-c", str(self.file), "--remove")
                 self.command("rules", "-c", str(self.file), "--apply")
             self.start()
@@ -125,14 +125,35 @@ class Proxy:
         """What the proxy wrote so far."""
         return Path(self.file.parent, "log").read_text()
 
-    def carried(self, transfers: int) -> bool:
-        """Whether it logs that many transfers; waits a moment for the last lines."""
+    @property
+    def planes(self) -> set[str]:
+        """Those that any of its services may use."""
+        services = tomllib.loads(self.config)["service"]
+        return {plane for service in services for plane in service.get("planes", ["relay"])}
+
+    def make_way(self) -> None:
+        """Change the firewall of its gateway as it needs it: where the kernel is to carry everything, it is shut for
+        everything else, so nothing that was relayed or went past can be taken for carried."""
+        if isinstance(self.host, Gateway):
+            self.host.make_way(carried=self.planes == {"nft"})
+
+    def passed(self) -> Passed | None:
+        """What the kernel carried, as the gateway's firewall counted it; None where that lets others through too."""
+        if isinstance(self.host, Gateway) and self.host.nat and self.planes == {"nft"}:
+            return self.host.passed()
+        return None
+
+    def carried(self, transfers: int, octets: int = 0) -> bool:
+        """Whether it logs that many transfers, all on its planes, and the firewall has counted as many calls, and
+        `octets`, where the kernel is to carry all of them.  Waits a moment for the last lines."""
         deadline = time.monotonic() + PATIENCE_FOR_LOG
-        while len(_TRANSFER.findall(self.log)) < transfers:
+        while len(planes := _TRANSFER.findall(self.log)) < transfers:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)
-        return True
+        passed = self.passed()
+        counted = passed is None or (passed.calls >= transfers and passed.octets >= octets)
+        return self.planes.issuperset(planes) and counted
 
     def command(self, *argv: str) -> str:
         """The output of `ftpproxy ARGV` on its host.  Raises `LabError` if it fails."""

@@ -40,7 +40,7 @@ handle=$(nft -a list chain inet filter input | sed -n 's/.*tcp dport.*20000-2999
 nft delete rule inet filter input handle $handle
 """
 NO_DNAT = r"""
-handle=$(nft -a list chain inet filter forward | sed -n 's/.*ct status dnat accept.*handle //p')
+handle=$(nft -a list chain inet filter forward | sed -n 's/.*ct status dnat.* accept.*handle //p')
 nft delete rule inet filter forward handle $handle
 """
 BY_MARK = "nft add rule inet filter forward ct mark \\& 0x400000 == 0x400000 accept\n"
@@ -146,7 +146,7 @@ def test_a_fault_is_named_alone_and_its_line_mends_it(wards: Wards, fault: str) 
         patient.follow(found)
         assert patient.findings() == []
         patient.sh(CLEAN)
-        patient.gateway.make_way()
+        patient.proxy.make_way()
 
 
 def test_a_forward_chain_that_goes_by_the_mark(wards: Wards) -> None:
@@ -172,7 +172,7 @@ def test_the_documented_firewall_is_enough_and_half_of_it_is_not(wards: Wards, k
             assert all(f"connections of {who} (IPv4 and IPv6)" in each["what"] for each in found)
             patient.follow(found)
             assert patient.findings() == []
-        patient.gateway.make_way()
+        patient.proxy.make_way()
 
 
 def test_half_a_range_is_not_enough(wards: Wards) -> None:
@@ -182,7 +182,7 @@ def test_half_a_range_is_not_enough(wards: Wards) -> None:
             ("firewall", "clients (IPv4 and IPv6)"),
             ("firewall", "servers (IPv4 and IPv6)"),
         }
-        patient.gateway.make_way()
+        patient.proxy.make_way()
 
 
 def test_another_policy_rule_that_comes_first(wards: Wards) -> None:

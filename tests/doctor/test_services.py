@@ -78,7 +78,7 @@ destinations = ["198.51.100.0/24"]
         assert patient.findings(file=file) == []
         patient.sh("nft insert rule inet filter input tcp dport 2121 drop")
         assert names(patient.findings(file=file)) == [("firewall", "hurts")]
-        patient.gateway.make_way()
+        patient.proxy.make_way()
 
 
 @pytest.mark.parametrize("kind", ["redirect", "nft"])

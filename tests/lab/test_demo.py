@@ -11,9 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from ftpproxy.lab.demo import ROWS, Cell, _carried, brief, configs, demonstrate_on_loopback, must_fail, survey
+from ftpproxy.lab.demo import (
+    OCTETS,
+    ROWS,
+    Cell,
+    Survey,
+    _carried,
+    _summary,
+    brief,
+    configs,
+    demonstrate_on_loopback,
+    must_fail,
+    survey,
+)
+from ftpproxy.lab.hosts import Passed
 from ftpproxy.lab.network import Lab, LabError, Topology
-from ftpproxy.lab.peers import Outcome, environment
+from ftpproxy.lab.peers import FtpServer, Outcome, Transfer, environment, run
 from ftpproxy.lab.proxy import Proxy
 
 from .test_network import namespaces
@@ -35,12 +48,57 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces as root")
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
-def test_with_the_proxy_every_mode_works_through_every_nat(topology: Topology, intercept: str) -> None:
-    cells, logs = survey(topology, intercept)
-    assert {(row.title, row.version): str(cell) for row, cell in cells.items()} == {
+@pytest.mark.parametrize("plane", ["relay", "nft"])
+def test_with_the_proxy_every_mode_works_through_every_nat(topology: Topology, intercept: str, plane: str) -> None:
+    """All that `ftpproxy lab demo` shows with the proxy; on the kernel's plane behind forward chains that drop all that
+    it does not carry, and by their count."""
+    found = survey(topology, intercept, planes=[plane])
+    assert {(row.title, row.version): str(cell) for row, cell in found.cells.items()} == {
         (row.title, row.version): "ok" for row in ROWS
     }
-    assert logs.count("--- ") == (2 if topology is Topology.BOTH_NAT else 1)
+    gateways = 2 if topology is Topology.BOTH_NAT else 1
+    assert found.log.count("--- ") == gateways
+    assert len(found.passed) == (gateways if plane == "nft" else 0)
+    for each in found.passed:
+        assert each.calls >= 2 * len(ROWS)
+        assert each.octets >= 2 * len(ROWS) * OCTETS
+
+
+@netns
+@root
+def test_what_is_relayed_does_not_count_as_carried() -> None:
+    """Behind the firewall that lets through only what the kernel carries, with a log that says so: what is called from
+    outside does not arrive, and what arrives is not counted."""
+    with Lab(Topology.CLIENT_NAT) as lab, FtpServer(lab.server, b"content") as server:
+        gateway = lab.gateways["client"]
+        with Proxy(gateway, configs(lab, "tproxy")[0][1]) as proxy:
+            with pytest.raises(LabError, match="lets through more"):
+                gateway.passed()
+            assert proxy.passed() is None
+            gateway.make_way(carried=True)
+            passive, active = Transfer("EPSV", 4), Transfer("EPRT", 4)
+            outcomes = run(lab.client, lab.dialled, server, [passive, active], timeout=1.0)
+            assert (outcomes[passive].ok, outcomes[active].ok) == (True, False)
+            assert gateway.passed() == Passed(0, 0)
+            assert proxy.carried(1)
+            proxy.config = proxy.config.replace("relay", "nft")
+            assert not proxy.carried(1)
+
+
+@netns
+@root
+def test_what_fails_is_told_with_all_there_is_to_know() -> None:
+    """No client waits long enough here."""
+    log = survey(Topology.CLIENT_NAT, "redirect", timeout=0.001, planes=("nft",)).log
+    parts = [part.partition("\n") for part in log.split("--- ")[1:]]
+    assert [title for title, _, _ in parts] == [
+        "client-gateway",
+        "server",
+        *(f"evidence of {host}" for host in ("client", "client-gateway", "server")),
+    ]
+    evidence = parts[3][2]
+    for known in ("\ntable inet ftpproxy {\n", "insert_failed", "\nState ", "\nLISTEN ", '{"kernel":{'):
+        assert known in evidence
 
 
 @netns
@@ -159,7 +217,7 @@ def test_a_cell_is_judged(cell: Cell, as_expected: bool, text: str) -> None:
 class Bystander:
     """A proxy through which only some of the transfers went."""
 
-    def carried(self, transfers: int) -> bool:
+    def carried(self, transfers: int, octets: int) -> bool:
         return transfers <= 1
 
 
@@ -167,6 +225,17 @@ def test_what_went_past_the_proxy_does_not_count() -> None:
     down, up = ROWS[0].transfers()
     assert not any(outcome.ok for outcome in _carried({down: GOOD, up: GOOD}, [Bystander()]).values())
     assert _carried({down: GOOD, up: BAD}, [Bystander()]) == {down: GOOD, up: BAD}
+
+
+def test_a_step_is_told_in_a_line() -> None:
+    good, bad = Cell(GOOD, GOOD, True), Cell(BAD, BAD, True)
+    found = Survey({ROWS[0]: good, ROWS[1]: bad}, "", [])
+    assert _summary(found, 1.25) == "1 of 2 modes work, 1 UNEXPECTED (1.2 s)"
+    found = Survey({ROWS[0]: good}, "", [Passed(2, 2 << 20), Passed(3, 5 << 20)])
+    assert _summary(found, 2.0) == (
+        "1 of 1 modes work, as expected (2.0 s)\n"
+        "    carried by the kernel: 2 connections with 2 MiB and 3 connections with 5 MiB"
+    )
 
 
 def test_what_nat_breaks_follows_from_who_calls_whom() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import select
+import signal
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
+import trio
 
 from ftpproxy.doors import Doors
 from ftpproxy.dtp.plane import PathOwner, Refused
@@ -567,3 +571,24 @@ def test_a_path_that_cannot_be_closed_does_not_keep_the_session(stage: Stage) ->
     client.close()
     assert stage.server is not None
     stage.until(lambda: stage.server is not None and not stage.server.sessions)
+
+
+async def test_an_order_that_fails_ends_nothing_unless_it_was_to_end(caplog: pytest.LogCaptureFixture) -> None:
+    board = Switchboard()
+    server = Server(board, [])
+    obey, obeyed = trio.open_memory_channel[signal.Signals](1)
+
+    def fail(order: signal.Signals) -> None:
+        obey.send_nowait(order)
+        raise RuntimeError("on purpose")
+
+    orders = {order: partial(fail, order) for order in (signal.SIGUSR1, signal.SIGTERM)}
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run, orders, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+            for order in (signal.SIGUSR1, signal.SIGTERM):
+                assert await obeyed.receive() is signal.SIGUSR1
+                os.kill(os.getpid(), order)
+    assert obeyed.receive_nowait() is signal.SIGTERM
+    board.close()
+    assert [record.getMessage() for record in caplog.records].count("internal.error") == 3
