@@ -31,6 +31,7 @@ __all__ = [
     "led",
     "of_path",
     "pack_batch",
+    "pack_nat_chain",
     "pack_questions",
     "pack_table_question",
     "success",
@@ -50,6 +51,7 @@ _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _NEW_ELEMENT, _DELETE_ELEMENT = _SUBSYSTEM << 8 | 12, _SUBSYSTEM << 8 | 14  # NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM
 _GET_ELEMENT = _SUBSYSTEM << 8 | 13  # NFT_MSG_GETSETELEM
 _GET_TABLE = _SUBSYSTEM << 8 | 1  # NFT_MSG_GETTABLE
+_NEW_TABLE, _NEW_CHAIN, _NEW_RULE = (_SUBSYSTEM << 8 | kind for kind in (0, 3, 6))  # NFT_MSG_NEW...
 _TABLE_NAME, _TABLE_HANDLE = 1, 4  # NFTA_TABLE_NAME, NFTA_TABLE_HANDLE
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
 _LIST_ELEMENT = 1  # NFTA_LIST_ELEM
@@ -293,3 +295,48 @@ def success(datagram: bytes) -> bool:
 def failure(code: int) -> OSError:
     """What `Answer.error` means for whoever asked."""
     return OSError(code, f"nftables, table inet {TABLE}: {os.strerror(code)}")
+
+
+def pack_nat_chain(table: str, *, sequence: int = 0) -> bytes:
+    """One transaction that makes the table `inet TABLE`, owned by the socket that sends it (NFT_TABLE_F_OWNER):
+
+        chain prerouting { type nat hook prerouting priority 0; ct direction original }
+
+    Only the last of its three messages is acknowledged, as in `pack_batch`.
+    """
+    name, chain = _attribute(1, table.encode() + b"\0"), b"prerouting\0"
+    hook = _attribute(1, _number(0)) + _attribute(2, _number(0))  # NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY
+    load = _expression(b"ct\0", _attribute(1, _number(1)) + _attribute(2, _number(1)))  # NFTA_CT_DREG, NFTA_CT_KEY
+    same = _attribute(1, _number(1)) + _attribute(2, _number(0))  # NFTA_CMP_SREG, NFTA_CMP_OP
+    same += _attribute(_NESTED | 3, _attribute(_DATA_VALUE, b"\0"))  # NFTA_CMP_DATA
+    new = _REQUEST | _CREATE | _EXCLUSIVE
+    messages = (
+        (_NEW_TABLE, new, name + _attribute(2, _number(2))),  # NFTA_TABLE_FLAGS
+        # NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_TYPE:
+        (_NEW_CHAIN, new, name + _attribute(3, chain) + _attribute(_NESTED | 4, hook) + _attribute(7, b"nat\0")),
+        # NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS:
+        (
+            _NEW_RULE,
+            _REQUEST | _CREATE | _ACK,
+            name + _attribute(2, chain) + _attribute(_NESTED | 4, load + _expression(b"cmp\0", same)),
+        ),
+    )
+    return b"".join(
+        (
+            _message(_BATCH_BEGIN, _REQUEST, sequence, 0, _SUBSYSTEM),
+            *(
+                _message(kind, flags, number, _FAMILY_INET, 0, payload)
+                for number, (kind, flags, payload) in enumerate(messages, sequence + 1)
+            ),
+            _message(_BATCH_END, _REQUEST, sequence + len(messages) + 1, 0, _SUBSYSTEM),
+        )
+    )
+
+
+def _number(value: int) -> bytes:
+    return struct.pack("!I", value)
+
+
+def _expression(name: bytes, data: bytes) -> bytes:
+    """NFTA_LIST_ELEM with NFTA_EXPR_NAME and NFTA_EXPR_DATA."""
+    return _attribute(_NESTED | 1, _attribute(1, name) + _attribute(_NESTED | 2, data))

@@ -21,7 +21,8 @@ handshake is done (ct status assured), by caller and called address:
 
 There the key is that of `carried`, which no two connections share; in a forward chain it would be the server's port,
 which servers with few ports give to several connections at once.  (nft 1.0 has no name for "the original destination
-port" in a key.)  Other packets pay for a look at their NAT status.
+port" in a key.)  Packets of flows that were answered, and that nobody gave another destination, pay for one look at
+their conntrack status at each of the two places; what that is, docs/benchmarks.md tells.
 
 **Let in by a firewall** (`expected`, `marked`): what ends at a socket of ours is known to an input chain by
 `FIREWALL_MARK` on the first packets of a caller to the place that he was told.  What is carried is known to a forward
@@ -143,15 +144,18 @@ table inet ftpproxy {
 		snat ip6 to ip6 saddr . ip6 daddr . tcp dport map @called6
 	}
 
-	# Marking and counting, at the two places where a packet has the addresses that the caller knows.
+	# Marking and counting, at the two places where a packet has the addresses that the caller knows.  What belongs to
+	# others is let go at the first look, and where octets pass each rule costs them: the fewest come first.
 	chain forth {
 		type filter hook prerouting priority mangle - 1; policy accept;
+		ct status & (seen-reply | dnat) == seen-reply accept
+		ct direction reply accept
+		ct status & (assured | dnat) == (assured | dnat) jump count_forth
 		meta l4proto tcp tcp flags & (fin | syn | rst | ack) == syn jump mark_expected
-		ct status dnat ct status assured ct direction original meta l4proto tcp jump count_forth
 	}
 	chain back {
 		type filter hook postrouting priority srcnat + 1; policy accept;
-		ct status dnat ct direction reply meta l4proto tcp jump count_back
+		ct status dnat ct direction reply jump count_back
 	}
 	chain mark_expected {
 		ip saddr . ip daddr . tcp dport @expected4 meta mark set meta mark | 0x400000
@@ -164,12 +168,15 @@ table inet ftpproxy {
 			tcp flags & (fin | rst) != 0 add @forth_end6 { ip6 saddr . ip6 daddr . tcp dport }
 	}
 	chain count_back {
+		ct status & assured == 0 goto answered
+		ip daddr . ip saddr . tcp sport @back4 \\
+			tcp flags & (fin | rst) != 0 add @back_end4 { ip daddr . ip saddr . tcp sport }
+		ip6 daddr . ip6 saddr . tcp sport @back6 \\
+			tcp flags & (fin | rst) != 0 add @back_end6 { ip6 daddr . ip6 saddr . tcp sport }
+	}
+	chain answered {
 		tcp flags & (syn | rst) != 0 delete @calling4 { ip daddr . ip saddr . tcp sport . tcp dport }
 		tcp flags & (syn | rst) != 0 delete @calling6 { ip6 daddr . ip6 saddr . tcp sport . tcp dport }
-		ct status assured ip daddr . ip saddr . tcp sport @back4 \\
-			tcp flags & (fin | rst) != 0 add @back_end4 { ip daddr . ip saddr . tcp sport }
-		ct status assured ip6 daddr . ip6 saddr . tcp sport @back6 \\
-			tcp flags & (fin | rst) != 0 add @back_end6 { ip6 daddr . ip6 saddr . tcp sport }
 	}
 }
 """

@@ -26,6 +26,7 @@ FLOORS = [
         "metrics",
         "netfilter",
         "nfmessages",
+        "nathook",
         "table",
         "estate",
         "files",

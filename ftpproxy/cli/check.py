@@ -23,12 +23,14 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..advice import port_overlaps
+    from ..advice import exposition_missing, port_overlaps
     from ..config import load, show
 
     config = load(arguments.config)
     for overlap in port_overlaps(config):
         print(f'{arguments.config}: service "{overlap.service}".data_ports: warning: {overlap}', file=sys.stderr)
+    if missing := exposition_missing(config.metrics):
+        print(f"{arguments.config}: metrics.listen: warning: {missing}", file=sys.stderr)
     if arguments.show:
         print(show(config), end="")
     else:

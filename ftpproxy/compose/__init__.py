@@ -27,8 +27,9 @@ from ..control.desk import Desk, Facts
 from ..control.hall import Hall
 from ..doors import Doors
 from ..errands import Errands
-from ..gates import needs_engine, open_lookup
+from ..gates import least_data_port, needs_engine, open_lookup
 from ..log import event
+from ..nathook import NatHook
 from ..passwords import BadUsersFile
 from ..pf import EngineError
 from ..pf.natlook import NatlookError
@@ -129,7 +130,7 @@ def _engine(config: Config) -> Engine | None:
         return None
     from ..pf.client import start
 
-    return start()
+    return start(least_port=least_data_port(config.services))
 
 
 def _claim(config: Config) -> Claim | None:
@@ -160,6 +161,7 @@ async def _serve(
     board = Switchboard()
     board.now = trio.current_time()  # what a predecessor has left is of this moment
     elements = None if claim is None else netfilter.Elements(claim.load, FORM)
+    hook = NatHook()
     announcer = Announcer()
     errands = Errands(board)
     xferlog = _xferlog(config)
@@ -177,7 +179,7 @@ async def _serve(
         if claim is not None and not (elements and heritage.table(elements) and claim.adopt()):
             claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
         if elements is not None:
-            keep = _Keeper(elements)
+            keep = _Keeper(elements, hook)
             keep(0.0)
             board.sweep(keep, keep.crashed)
         if config.metrics.listen is not None:
@@ -239,6 +241,7 @@ async def _serve(
             engine.close()
         if elements is not None:
             elements.close()
+        hook.close()
         if lookup is not None:
             lookup.close()
         board.close()
@@ -282,14 +285,16 @@ def _warn(config: Config) -> None:
 
 
 class _Keeper:
-    """Sees to it that our table is there; said once if it is not and cannot be."""
+    """Sees to it that our table is there; said once if it is not and cannot be.  And that addresses are translated."""
 
-    def __init__(self, elements: netfilter.Elements) -> None:
+    def __init__(self, elements: netfilter.Elements, hook: NatHook) -> None:
         self._elements = elements
+        self._hook = hook
         self._failing = False
 
     def __call__(self, _: float) -> None:
         try:
+            self._hook.hold()
             self._elements.check()
             self._failing = False
         except OSError as error:

@@ -24,7 +24,7 @@ from .. import advice, log, rules
 from ..announce import Announcer
 from ..config import Config, ConfigError
 from ..control.desk import Answer, Facts, Refusal
-from ..gates import must_ask_pf
+from ..gates import least_data_port, must_ask_pf
 from ..listeners import CannotListen
 from ..log import event
 from ..passwords import BadUsersFile
@@ -162,6 +162,8 @@ class Reload:
 
 def _out_of_reach(config: Config, shared: Shared) -> Iterator[str]:
     """What services need that is made at the start only, while the process still has its privileges."""
+    if shared.engine is not None and (least := least_data_port(config.services)) < shared.engine.least_port:
+        yield f"the pf engine opens no data port below {shared.engine.least_port} until a restart, and {least} is named"
     for service in config.services:
         if shared.elements is None and service.needs_table:
             yield f'service "{service.name}": the table in nftables is made at the start only: restart'

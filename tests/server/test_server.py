@@ -42,7 +42,6 @@ class IdlePath:
         self.owner = owner
         self.announced = {Side.CLIENT: Endpoint.parse("127.0.0.1:20001")}
         self.ready = self.reports_end = self.counts_at_once = True
-
         self.closed = False
         self.tally: Tally | None = None
 
@@ -65,6 +64,7 @@ class IdlePlane:
 
     def __init__(self) -> None:
         self.paths: list[IdlePath] = []
+        self.reports_end = True
 
     def carries(self, spec: PathSpec) -> bool:
         return True
@@ -73,6 +73,7 @@ class IdlePlane:
 
     def open(self, spec: PathSpec, owner: PathOwner) -> IdlePath | Refused:
         self.paths.append(IdlePath(owner))
+        self.paths[-1].reports_end = self.reports_end
         return self.paths[-1]
 
     def inherit(self, left: Any, owner: PathOwner, inheritance: Inheritance) -> IdlePath:
@@ -373,6 +374,34 @@ def test_an_abort_is_urgent(stage: Stage) -> None:
     stage.hears(origin, b"\xff\xf4\xff")
     assert origin.recv(1, socket.MSG_OOB) == b"\xf2"
     stage.hears(origin, b"ABOR\r\n")
+
+
+@pytest.mark.parametrize("reports_end", [True, False], ids=["relay", "kernel"])
+def test_what_still_flows_is_seen(stage: Stage, reports_end: bool) -> None:
+    """The server has had its last word, and the client is slow: the session is not idle."""
+    stage.plane.reports_end = reports_end
+    stage.serve()
+    client = stage.client()
+    origin = stage.accepted()
+    path = open_path(stage, client, origin)
+    assert stage.session.glance().command == ""
+    client.send(b"RETR x y\r\n")
+    stage.hears(origin, b"RETR x y\r\n")
+    path.owner.connected(path, Side.SERVER)
+    path.owner.connected(path, Side.CLIENT)
+    origin.send(b"150 go\r\n")
+    stage.hears(client, b"150 go\r\n")
+    origin.send(b"226 done\r\n")
+    if reports_end:  # the word is held back until the octets are there
+        stage.until(lambda: stage.session.carriage._transfer is None)
+    else:
+        stage.hears(client, b"226 done\r\n")
+    glance = stage.session.glance()
+    assert (glance.command, glance.file) == ("RETR", "x y")
+    path.owner.finished(path, Tally(7, 0, 0.5))
+    if reports_end:
+        stage.hears(client, b"226 done\r\n")
+    assert stage.session.glance().command == ""
 
 
 def test_a_data_connection_that_never_comes_is_said(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
