@@ -191,7 +191,7 @@ class Carriage:
     def _open_path(self, interpreter: ProtocolInterpreter, action: OpenPath) -> None:
         if len(self._carried) >= MOST_PATHS:  # whoever never closes a data connection holds descriptors of ours
             self._drop(next(iter(self._carried.values())))
-        opening = Opening(self._terms.planes, action.spec, self._ours, self._foreseen)
+        opening = Opening(self._terms.planes, action.spec, self._ours, self._terms.lobby, self._foreseen)
         self._foreseen = None
         carried = opening.ask(self)
         if opening.undecided:
@@ -238,6 +238,12 @@ class Carriage:
             if not opening.undecided:
                 self._opening = None
                 self._principal.tell(lambda interpreter: self._decided(interpreter, opening, carried))
+
+    def reconsidered(self, opening: Opening, carried: Carried | None) -> None:
+        """`Applicant`."""
+        if self._opening is opening:
+            self._opening = None
+            self._principal.tell(lambda interpreter: self._decided(interpreter, opening, carried))
 
     def connected(self, path: Path, side: Side) -> None:
         """`PathOwner`."""

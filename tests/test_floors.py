@@ -27,6 +27,7 @@ FLOORS = [
         "netfilter",
         "nfmessages",
         "nathook",
+        "lobby",
         "table",
         "estate",
         "files",
