@@ -31,6 +31,7 @@ class Keeper:
         self._failing = False
 
     def __call__(self, _: float) -> None:
+        failing, self._failing = self._failing, True
         try:
             if self._needed():
                 self._hook.hold()
@@ -39,11 +40,12 @@ class Keeper:
                 self._hook.close()
                 self._claim.unload()
             self._failing = False
-        except (OSError, NetfilterError) as error:
-            if not self._failing:
-                said = error.__cause__ or (error.strerror if isinstance(error, OSError) else error)
-                event(log, logging.ERROR, "table.missing" if self._needed() else "table.left", reason=said)
-            self._failing = True
+        except OSError as error:
+            if not failing:
+                event(log, logging.ERROR, "table.missing", reason=error.__cause__ or error.strerror)
+        except NetfilterError as error:
+            if not failing:
+                event(log, logging.ERROR, "table.left", reason=error)
 
     def crashed(self, error: Exception) -> None:
         """It is tried again in the next sweep."""
