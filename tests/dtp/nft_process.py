@@ -18,7 +18,7 @@ from ftpproxy.paths import Await, Call, Direction, PathSpec
 from ftpproxy.switchboard import Switchboard
 from ftpproxy.table import load_table
 
-from .test_nft import Owner
+from .owner import KernelOwner as Owner
 
 
 def main(seconds: str, client: str, at: str, server: str, seen: str) -> None:
