@@ -8,7 +8,7 @@ from typing import Protocol
 
 from attrs import define, field
 
-from .dtp.plane import DataPlane, Opener, Path, Pending, Refused
+from .dtp.plane import DataPlane, Foreseen, Opener, Path, Pending, Refused
 from .endpoints import Endpoint, Side
 from .freezing import GIVEN
 from .lobby import Lobby, Waiting
@@ -126,9 +126,12 @@ class Opening:
         spec: PathSpec,
         ours: Callable[[Endpoint], bool],
         lobby: Lobby | None = None,
+        foreseen: Foreseen | None = None,
     ) -> None:
-        """No plane is asked where a call would come back to us, which `ours` tells."""
+        """No plane is asked where a call would come back to us, which `ours` tells.  `foreseen` is what the first of
+        them has prepared."""
         self.spec = spec
+        self._foreseen = foreseen
         self.pending: Pending | None = None
         """What the last plane that was asked has still to decide."""
         self.refusals: list[tuple[str | None, str]] = []
@@ -151,7 +154,11 @@ class Opening:
         """The path on the first plane that is left and carries it.  None: it is `undecided`, or no plane does."""
         for plane in self._left:
             self._plane = plane.name
-            answer = plane.open(self.spec, owner) if plane.carries(self.spec) else Refused(_UNSUITED)
+            foreseen, self._foreseen = self._foreseen, None
+            if foreseen is not None:
+                answer = foreseen.open(self.spec, owner)
+            else:
+                answer = plane.open(self.spec, owner) if plane.carries(self.spec) else Refused(_UNSUITED)
             if isinstance(answer, Pending):
                 self.pending = answer
                 self._stop_waiting()
@@ -200,6 +207,9 @@ class Opening:
 
     def close(self) -> None:
         """Nobody wants it any more."""
+        if self._foreseen is not None:
+            self._foreseen.close()
+            self._foreseen = None
         if self.pending is not None:
             self.pending.close()
             self.pending = None

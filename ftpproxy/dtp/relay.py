@@ -357,6 +357,9 @@ class RelayPlane:
     def carries(self, spec: PathSpec) -> bool:
         return True
 
+    def foresee(self, spec: PathSpec) -> None:
+        """Nothing is done beforehand."""
+
     def open(self, spec: PathSpec, owner: PathOwner) -> RelayPath | Refused:
         if self.paths.closed:
             return Refused("the relay is closed")
