@@ -342,6 +342,24 @@ def test_what_was_foreseen_and_is_not_wanted(stage: Stage, family: Family) -> No
 
 
 @pytest.mark.netns
+def test_a_call_before_it_is_known_where_to(stage: Stage, family: Family) -> None:
+    """Somebody guesses the port: he is led nowhere, and leaves nothing."""
+    foreseen = stage.plane.foresee(passive(family))
+    assert foreseen is not None
+    once = stage.world.gateway.run("nft", "list", "set", "inet", "ftpproxy", f"once{family.version}")
+    (port,) = re.findall(r" \. (\d+) timeout", once)
+    at = Endpoint(family.server, int(port))
+    with stage.world.client.inside(), socket.socket(socket.AF_INET if family.version == 4 else socket.AF_INET6) as call:
+        call.bind((str(family.client), 0))
+        call.setblocking(False)
+        call.connect_ex(at.sockaddr())
+        until(lambda: f"forth{family.version}" in stage.left(), "a call")
+        foreseen.close()
+    until(lambda: stage.left() in ([], [f"calling{family.version}"]), "its end")
+    stage.world.gateway.run("nft", "flush", "set", "inet", "ftpproxy", f"calling{family.version}")
+
+
+@pytest.mark.netns
 def test_what_cannot_be_foreseen(stage: Stage) -> None:
     """Who is this machine itself is not carried; `open` says so."""
     family = FAMILIES[0]
