@@ -74,6 +74,10 @@ def _refused(error: _Cannot | OSError) -> Refused:
     return Refused(str(error))
 
 
+def _of_one_family(leg: Await, call: Call) -> bool:
+    return leg.at.host.version == leg.peer.version == call.to.host.version == call.source.host.version
+
+
 class NftPlane:
     """Data connections through the kernel, for peers beyond this machine.  Needs our table and CAP_NET_ADMIN.
 
@@ -114,11 +118,8 @@ class NftPlane:
 
     def carries(self, spec: PathSpec) -> bool:
         """One leg awaited, one called, and all of one family."""
-        if (halves := spec.halves) is None:
-            return False
-        _, leg, call = halves
-        version = leg.at.host.version
-        return leg.peer.version == call.to.host.version == call.source.host.version == version
+        halves = spec.halves
+        return halves is not None and _of_one_family(*halves[1:])
 
     def open(self, spec: PathSpec, owner: PathOwner) -> NftPath | Refused:
         try:
@@ -142,7 +143,7 @@ class NftPlane:
     def _way(self, spec: PathSpec) -> Way:
         """Who calls where, and where that leads.  Raises `_Cannot`."""
         halves = spec.halves
-        if halves is None or not self.carries(spec):
+        if halves is None or not _of_one_family(*halves[1:]):
             raise _Cannot(
                 Code.PLANE_UNSUITED, "the kernel carries between one awaited and one called leg of one address family"
             )
@@ -171,7 +172,8 @@ class NftPlane:
     def lead(self, path: NftPath, call: Call, owner: PathOwner, *missing: Element) -> None:
         """Lead the path on from its place, where these are `missing`.  Raises `_Cannot`, `OSError`: `FileExistsError`
         if somebody has the place."""
-        way_in, out = led(path.place.once, call.to, call.source)
+        ways = led(path.place.once, call.to, call.source)
+        out = ways[1]
         key = call.to.host.version, out.key
         shared, users = self.elements.ways_out.get(key, (None, 0))
         if shared is not None:
@@ -180,13 +182,13 @@ class NftPlane:
                 raise _Cannot(Code.PLANE_UNSUITED, text)
             self.elements.remove(out)  # and again with the others: its time begins anew
         try:
-            self.elements.add(*missing, way_in, out)
+            self.elements.add(*missing, *ways)
         except FileExistsError:
             if shared is not None:
                 self.elements.add(out)
             raise
         self.elements.ways_out[key] = out, users + 1
-        path.lead(owner, call, way_in, out)
+        path.lead(owner, call, ways)
         self.paths.add(path)
 
     def _places(self, way: Way) -> Iterator[Place]:
@@ -231,7 +233,7 @@ class NftPlane:
         place.reserve(self._doors)
         way_in, out = led(place.once, to, way.call.source)
         path = NftPath(self, place)
-        path.lead(owner, way.call, way_in, out if record.awaited else None)
+        path.lead(owner, way.call, (way_in, out))
         path.inherit(record)
         self.elements.keep(*place.elements, way_in, out)
         if record.awaited:
@@ -274,7 +276,5 @@ class NftForeseen:
     def close(self) -> None:
         if not self._over:
             self._over = True
-            place = self._path.place
-            place.give_back()
             with suppress(OSError):
-                self._plane.elements.remove(*place.elements)
+                self._path.abandon()

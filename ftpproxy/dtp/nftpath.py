@@ -100,8 +100,6 @@ class NftPath:
 
     _owner: PathOwner
     _call: Call
-    _carried: Element
-    _out: Element | None
 
     def __init__(self, plane: NftPlane, place: Place) -> None:
         """It leads from `place` to nowhere until `lead`."""
@@ -110,19 +108,20 @@ class NftPath:
         self._plane = plane
         self._caller = place.caller
         self._counters = Counters(plane.elements, place.once, place.caller, place.leg.at.host.version)
+        self._ways: tuple[Element, Element] | None = None
+        self._awaited = True
         self._direction: Direction | None = None
         self._up = False
         self._reported = False
         self._settled = False
         self._over = False
 
-    def lead(self, owner: PathOwner, call: Call, carried: Element, out: Element | None) -> None:
-        """From now on it leads to what `call` says: by `carried`, for one call, and by `out`, which others may need as
-        well; None once it has called."""
+    def lead(self, owner: PathOwner, call: Call, ways: tuple[Element, Element]) -> None:
+        """From now on it leads to what `call` says by these `ways`: one in, for one call, and one out, which others may
+        need as well."""
         self._owner = owner
         self._call = call
-        self._carried = carried
-        self._out = out
+        self._ways = ways
         self._reloads_before = self._plane.elements.reloads
         now = self._plane.board.now
         self._set_up_at = self._begun_at = self._moved_at = self._looked_at = now
@@ -157,7 +156,7 @@ class NftPath:
         self._plane.paths.forget(self)
         record = NftRecord(
             way=Way(self._caller, self.place.leg, self._call),
-            awaited=self._out is not None,
+            awaited=self._awaited,
             counted=self._counters.leave(),
             flushed=self._plane.elements.reloads != self._reloads_before,
             direction=self._direction,
@@ -175,6 +174,7 @@ class NftPath:
     def inherit(self, record: NftRecord) -> None:
         """Go on where a predecessor has left off."""
         now = self._plane.board.now
+        self._awaited = record.awaited
         self._counters.inherit(record.counted)
         self._reloads_before = -1 if record.flushed else 0
         self._direction = record.direction
@@ -194,6 +194,11 @@ class NftPath:
         if not self._up:
             return None
         return self._tally(None, "" if self._settled or self._ended else CUT_SHORT)
+
+    def abandon(self) -> None:
+        """It will not `lead` anywhere.  Raises `OSError`."""
+        self._counters.look()  # somebody may have called already
+        self._let_go()
 
     def crashed(self, error: Exception) -> None:
         """Something in here went wrong."""
@@ -289,13 +294,16 @@ class NftPath:
     def _stop_awaiting(self, *others: Element) -> None:
         """The call has come, or must not come any more; and remove `others`."""
         gone = list(others)
-        if self._out is not None:
-            out, self._out = self._out, None
-            gone += (self._carried, *self.place.marks)
+        if self._awaited:
+            self._awaited = False
+            gone += self.place.marks
             if not self._counters.called:
                 gone.append(self.place.once)
-            if self._plane.leaves(out):
-                gone.append(out)
+            if self._ways is not None:
+                way_in, out = self._ways
+                gone.append(way_in)
+                if self._plane.leaves(out):
+                    gone.append(out)
         if gone:
             self._plane.elements.remove(*gone)
 

@@ -18,7 +18,7 @@ from ftpproxy.netfilter import Elements
 from ftpproxy.paths import Await, Call, Direction, PathSpec
 from ftpproxy.switchboard import Switchboard
 
-from .test_nft import Owner
+from .owner import KernelOwner as Owner
 
 
 def main(seconds: str, client: str, at: str, server: str, seen: str) -> None:

@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define, evolve, field, frozen
+from attrs import evolve, frozen
 
 from ftpproxy.carriage import Carriage
 from ftpproxy.doors import Doors
 from ftpproxy.dtp.nft import NftPath, NftPlane
 from ftpproxy.dtp.nftcount import COUNTERS
-from ftpproxy.dtp.plane import Path as AnyPath
 from ftpproxy.dtp.plane import Refused
 from ftpproxy.endpoints import Endpoint, IPAddress, Side, parse_address
 from ftpproxy.intercept.interceptor import PortRange
 from ftpproxy.netfilter import Elements
-from ftpproxy.paths import Await, Call, Direction, PathSpec, Tally
+from ftpproxy.paths import Call, Direction, PathSpec
 from ftpproxy.pi.actions import OpenPath, StartPath
 from ftpproxy.pi.policy import Policy, Timeouts
 from ftpproxy.sockets import bound, close_with_reset
@@ -35,6 +34,7 @@ from ftpproxy.table import PLANE_TABLE, load_table, remove_table
 from ftpproxy.terms import Terms
 
 from ..intercept.namespaces import FAMILIES, Family, Namespace, World, accept, connect, listen, peer, talk, world
+from .owner import KernelOwner as Owner
 
 ADMINISTRATOR = """
 table inet filter {
@@ -76,27 +76,6 @@ WAIT = 5.0
 def test_the_file_to_be_read_is_what_is_loaded() -> None:
     text = (Path(__file__).parents[2] / "nft" / "plane.nft").read_text()
     assert "".join(line for line in text.splitlines(True) if not line.startswith("#")) == PLANE_TABLE
-
-
-@define
-class Owner:
-    """Writes down what it is told."""
-
-    up: list[Side] = field(factory=list)
-    failures: list[str] = field(factory=list)
-    tallies: list[Tally] = field(factory=list)
-
-    def connected(self, path: AnyPath, side: Side) -> None:
-        self.up.append(side)
-
-    def failed(self, path: AnyPath, why: str) -> None:
-        self.failures.append(why)
-
-    def delivered(self, path: AnyPath) -> None:
-        raise AssertionError("the kernel does not tell")
-
-    def finished(self, path: AnyPath, tally: Tally) -> None:
-        self.tallies.append(tally)
 
 
 @frozen
@@ -166,17 +145,11 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 def passive(family: Family, at: IPAddress | None = None, client: IPAddress | None = None) -> PathSpec:
     """Forward mode, or with `at` of the gateway's reverse mode."""
-    return PathSpec(
-        client=Await(Endpoint(at or family.server, 0), client or family.client),
-        server=Call(Endpoint(family.server, PROMISED), Endpoint(family.outside, 0)),
-    )
+    return family.passive(Endpoint(family.server, PROMISED), at=at, client=client)
 
 
 def active(family: Family, port: int = 0) -> PathSpec:
-    return PathSpec(
-        client=Call(Endpoint(family.client, PROMISED), Endpoint(family.server, port)),
-        server=Await(Endpoint(family.outside, 0), family.server),
-    )
+    return family.active(Endpoint(family.client, PROMISED), port)
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -366,6 +339,24 @@ def test_what_was_foreseen_and_is_not_wanted(stage: Stage, family: Family) -> No
     assert len(stage.left()) == 3
     path.close()
     assert stage.left() == []
+
+
+@pytest.mark.netns
+def test_a_call_before_it_is_known_where_to(stage: Stage, family: Family) -> None:
+    """Somebody guesses the port: he is led nowhere, and leaves nothing."""
+    foreseen = stage.plane.foresee(passive(family))
+    assert foreseen is not None
+    once = stage.world.gateway.run("nft", "list", "set", "inet", "ftpproxy", f"once{family.version}")
+    (port,) = re.findall(r" \. (\d+) timeout", once)
+    at = Endpoint(family.server, int(port))
+    with stage.world.client.inside(), socket.socket(socket.AF_INET if family.version == 4 else socket.AF_INET6) as call:
+        call.bind((str(family.client), 0))
+        call.setblocking(False)
+        call.connect_ex(at.sockaddr())
+        until(lambda: f"forth{family.version}" in stage.left(), "a call")
+        foreseen.close()
+    until(lambda: stage.left() in ([], [f"calling{family.version}"]), "its end")
+    stage.world.gateway.run("nft", "flush", "set", "inet", "ftpproxy", f"calling{family.version}")
 
 
 @pytest.mark.netns
