@@ -27,13 +27,14 @@ __all__ = [
     "answers",
     "awaited",
     "called",
-    "carried",
     "failure",
+    "led",
     "of_path",
     "pack_batch",
     "pack_nat_chain",
     "pack_questions",
     "pack_table_question",
+    "success",
 ]
 
 TABLE = "ftpproxy"
@@ -66,6 +67,8 @@ _NESTED = 0x8000  # NLA_F_NESTED
 
 _header = struct.Struct("=IHHIIBBH")  # struct nlmsghdr, then struct nfgenmsg with res_id (network order)
 _attribute_head = struct.Struct("=HH")  # struct nlattr
+_LONG_ACK = 36  # struct nlmsghdr and struct nlmsgerr, which has the header of the message in question
+_ERROR_KIND = struct.pack("=H", _ERROR)
 _answer = struct.Struct("=IHHIIi")  # struct nlmsghdr, then the error of struct nlmsgerr
 
 
@@ -78,8 +81,11 @@ class Element(NamedTuple):
     seconds: float = ELEMENT_SECONDS
 
 
+_port = struct.Struct("!Hxx").pack
+
+
 def _host_port(host: IPAddress, port: int) -> bytes:
-    return host.packed + struct.pack("!Hxx", port)
+    return host.packed + _port(port)
 
 
 class Count(NamedTuple):
@@ -105,9 +111,17 @@ def called(source: IPAddress, to: Endpoint, seen: Endpoint, *, seconds: float = 
     return Element(f"called{to.host.version}", key, seen.host.packed, seconds)
 
 
-def carried(peer: IPAddress, at: Endpoint, to: Endpoint, *, seconds: float = ELEMENT_SECONDS) -> Element:
-    """As `awaited`, but carried by the kernel, and for one connection if `of_path("once", ...)` stands beside it."""
-    return awaited(peer, at, to, seconds=seconds)._replace(map=f"carried{at.host.version}")
+def led(once: Element, to: Endpoint, seen: Endpoint) -> tuple[Element, Element]:
+    """What leads whoever is awaited by `once`, an element of that set, on to `to`, where he is seen as coming from
+    `seen`: `carried` and `called` of the same caller, who may call as long.  All are of one family."""
+    version = to.host.version
+    target = _host_port(*to)
+    key = once.key[: len(target) - 4] + target
+    if seen.port:
+        out = Element(f"pinned{version}", key, _host_port(*seen), once.seconds)
+    else:
+        out = Element(f"called{version}", key, seen.host.packed, once.seconds)
+    return Element(f"carried{version}", once.key, target, once.seconds), out
 
 
 def of_path(kind: str, peer: IPAddress, at: Endpoint, *, seconds: float = ELEMENT_SECONDS) -> Element:
@@ -175,25 +189,27 @@ class _Form:
 
 _form = functools.cache(_Form)
 
+_BEGIN = _message(_BATCH_BEGIN, _REQUEST, 0, 0, _SUBSYSTEM)
+_END = _message(_BATCH_END, _REQUEST, 0, 0, _SUBSYSTEM)
 
-def pack_batch(elements: tuple[Element, ...], *, add: bool, sequence: int = 0) -> bytes:
-    """One transaction that adds, or removes, all `elements` or none; message i has number `sequence` + 1 + i.
+
+def pack_batch(elements: tuple[Element, ...], *, add: bool) -> bytes:
+    """One transaction that adds, or removes, all `elements` or none; message i has number 1 + i.
 
     Only the last is acknowledged: what goes wrong with another one is reported in any case.
     """
     flags = _REQUEST | _CREATE | _EXCLUSIVE if add else _REQUEST
-    messages = [_message(_BATCH_BEGIN, _REQUEST, sequence, 0, _SUBSYSTEM)]
-    last = sequence + len(elements)
-    for number, element in enumerate(elements, sequence + 1):
+    messages = [_BEGIN]
+    last = len(elements)
+    for number, element in enumerate(elements, 1):
         if number == last:
             flags |= _ACK
+        name, key, data, _ = element
         if add:
-            form = _form(_NEW_ELEMENT, element.map, len(element.key), len(element.data))
-            messages.append(form.whole(flags, number, element))
+            messages.append(_form(_NEW_ELEMENT, name, len(key), len(data)).whole(flags, number, element))
         else:
-            form = _form(_DELETE_ELEMENT, element.map, len(element.key), None)
-            messages.append(form.key_only(flags, number, element.key))
-    messages.append(_message(_BATCH_END, _REQUEST, last + 1, 0, _SUBSYSTEM))
+            messages.append(_form(_DELETE_ELEMENT, name, len(key), None).key_only(flags, number, key))
+    messages.append(_END)
     return b"".join(messages)
 
 
@@ -269,6 +285,11 @@ def answers(datagram: bytes) -> Iterator[Answer]:
             else Answer(number, None, datagram[at + _header.size : at + length])
         )
         at += (length + 3) & ~3
+
+
+def success(datagram: bytes) -> bool:
+    """Whether this is the acknowledgement of a batch, so that nothing else comes."""
+    return len(datagram) == _LONG_ACK and datagram[4:6] == _ERROR_KIND and datagram[16:20] == bytes(4)
 
 
 def failure(code: int) -> OSError:

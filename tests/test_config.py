@@ -39,25 +39,15 @@ from ftpproxy.pf.anchor import RuleOptions, native_dialect
 from ftpproxy.pi.filter import GROUPS, LONGEST_ARGUMENT
 from ftpproxy.pi.policy import CommandName, CommandRule, NetworkRule, Policy, Timeouts
 
+from .tables import service_table
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.toml"))
 
-FORWARD = """\
-[[service]]
-name      = "lan"
-mode      = "forward"
-listen    = ["127.0.0.1:8021", "[::1]:8021"]
-intercept = "tproxy"
-clients   = ["10.77.1.0/24", "fd77:1::/64"]
-"""
-REVERSE = """\
-[[service]]
-name      = "dmz"
-mode      = "reverse"
-listen    = ["192.0.2.1:21"]
-intercept = "none"
-servers   = ["10.0.0.5:21"]
-"""
+FORWARD = service_table(
+    "lan", "forward", "tproxy", ["127.0.0.1:8021", "[::1]:8021"], clients=["10.77.1.0/24", "fd77:1::/64"]
+)
+REVERSE = service_table("dmz", "reverse", "none", ["192.0.2.1:21"], servers=["10.0.0.5:21"])
 
 
 def problems(text: str) -> list[str]:

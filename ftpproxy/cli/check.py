@@ -25,6 +25,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ..advice import exposition_missing, port_overlaps
     from ..config import load, show
+    from ..show import count
 
     config = load(arguments.config)
     for overlap in port_overlaps(config):
@@ -34,6 +35,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show:
         print(show(config), end="")
     else:
-        count = len(config.services)
-        print(f"{arguments.config}: ok, {count} service" + "s" * (count != 1))
+        print(f"{arguments.config}: ok, {count(len(config.services), 'service')}")
     return os.EX_OK

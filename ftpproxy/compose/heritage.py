@@ -211,7 +211,7 @@ class Successor:
         try:
             self._queue = estate.sealed()
             if self._supervisor:
-                self._supervisor.store(ESTATE, [self._queue.fileno()])
+                self._supervisor.store(ESTATE, self._queue.fileno())
                 self._supervisor.barrier()
         except (EstateError, NotifyError) as error:
             told = estate.refuse(reply(421, FAREWELL))

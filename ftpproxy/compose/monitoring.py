@@ -18,8 +18,10 @@ from ..server import Server
 __all__ = ["CannotServe", "scrape"]
 
 
-def scrape(config: MetricsConfig, server: Server, elements: Elements | None) -> Scrape:
-    """Where `config`, which has a place, says.  Raises `CannotServe`."""
+def scrape(config: MetricsConfig, server: Server, elements: Elements | None) -> Scrape | None:
+    """Where `config` says, None where it names no place.  Raises `CannotServe`."""
+    if config.listen is None:
+        return None
     if missing := exposition_missing(config):
         raise CannotServe(f"metrics.listen: {missing}")
     from ..exposition import Exposition, Present
@@ -36,5 +38,4 @@ def scrape(config: MetricsConfig, server: Server, elements: Elements | None) -> 
         sessions=server.present, paths=paths, elements=lambda: elements.alive if elements is not None else 0
     )
     place = config.listen.path if isinstance(config.listen, UnixPath) else config.listen
-    assert place is not None
     return Scrape(place, Exposition(counts, present).text)

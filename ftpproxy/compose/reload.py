@@ -30,6 +30,7 @@ from ..log import event
 from ..passwords import BadUsersFile
 from ..server import Server
 from ..service import Service
+from ..show import count
 from ..vitals import Vitals
 from ..xferlog import Xferlog
 from .services import Shared, compose
@@ -152,9 +153,8 @@ class Reload:
         return self.facts.file or "the command line"
 
     def _refused(self, *problems: str) -> Refusal:
-        count = len(problems)
         return Refusal(
-            f"{self._source} has {count} problem{'s' * (count != 1)}; nothing has changed",
+            f"{self._source} has {count(len(problems), 'problem')}; nothing has changed",
             os.EX_CONFIG,
             problems=[f"{self._source}: {problem}" for problem in problems],
         )

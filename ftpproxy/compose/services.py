@@ -59,6 +59,7 @@ def compose(config: ServiceConfig, shared: Shared) -> Service:
             policy=config.policy,
             timeouts=config.timeouts,
             planes=_planes(config, gate, shared),
+            lobby=shared.doors.lobby,
             source=config.source,
             active_source_port=config.active_source_port,
             translate=config.translate,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import ExitStack
 from ipaddress import ip_interface
+from types import TracebackType
 from typing import Any
 
 from attrs import define, field, frozen
 
-__all__ = ["DATA_PORTS", "Gateway", "Host", "Interface", "LabError", "Loopback", "Passed"]
+__all__ = ["DATA_PORTS", "Gateway", "Host", "Interface", "LabError", "Loopback", "Passed", "Stacked"]
 
 DATA_PORTS = "20000-29999"
 """What a gateway's firewall lets in for the proxy, beside port 21."""
@@ -28,6 +30,17 @@ EVIDENCE = (
 
 class LabError(Exception):
     """The lab cannot be built or used here; the text says what failed and what the system said."""
+
+
+class Stacked:
+    """Something of the lab that goes, last things first, at the end of its `with`."""
+
+    _stack: ExitStack
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
 
 
 @frozen

@@ -11,13 +11,12 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from attrs import frozen
 
 from ..endpoints import Endpoint
-from .hosts import Host, LabError
+from .hosts import Host, LabError, Stacked
 
 __all__ = ["FtpServer", "Outcome", "Transfer", "environment", "run"]
 
@@ -61,7 +60,7 @@ class Outcome:
     error: str
 
 
-class FtpServer:
+class FtpServer(Stacked):
     """pyftpdlib on `host`, between `with` and the end of the block; `content` lies there as `sample`.
 
     User `lab`, password `lab`, or anonymous.  Raises `LabError` if it does not come up.
@@ -98,11 +97,6 @@ class FtpServer:
             self.endpoints = [Endpoint.parse(text) for text in endpoints]
             self._stack = stack.pop_all()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
     @property
     def log(self) -> str:

@@ -69,6 +69,8 @@ class IdlePlane:
     def carries(self, spec: PathSpec) -> bool:
         return True
 
+    def foresee(self, spec: PathSpec) -> None: ...
+
     def open(self, spec: PathSpec, owner: PathOwner) -> IdlePath | Refused:
         self.paths.append(IdlePath(owner))
         self.paths[-1].reports_end = self.reports_end
