@@ -20,6 +20,8 @@ from .topology import CLIENTS, GATEWAY_INSIDE, SERVER, Topology, run
 __all__ = ["INTERCEPT", "Usage", "configuration", "data_ports", "running", "server_address"]
 
 PATIENCE = 15.0
+INCOMPLETE = " result=incomplete "
+MOST_COMPLAINTS = 20
 LISTEN = {
     "tproxy": "127.0.0.1:8021",
     "redirect": f"{GATEWAY_INSIDE}:8022",
@@ -103,22 +105,12 @@ class Usage:
         )
 
 
-def _listening(pid: int) -> set[int]:
-    """The ports that sockets in the namespace of `pid` listen at."""
-    ports = set()
-    for table in ("tcp", "tcp6"):
-        for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = row.split()
-            if fields[3] == "0A":
-                ports.add(int(fields[1].rpartition(":")[2], 16))
-    return ports
-
-
 @contextmanager
 def running(
     topology: Topology, ways: Sequence[str], folder: Path, profile: Path | None = None, kernel: str = INTERCEPT
 ) -> Iterator[Usage]:
-    """The proxy on the gateway, serving all of `ways`.  Raises `BenchError` with its log if it does not serve."""
+    """The proxy on the gateway, serving all of `ways`.  Raises `BenchError` with its log if it does not serve; to one
+    that is raised inside, what the proxy complained of is added."""
     file, log = folder / "ftpproxy.toml", folder / "ftpproxy.log"
     file.write_text(configuration(ways, kernel))
     python = [sys.executable, "-m"]
@@ -137,13 +129,16 @@ def running(
     with log.open("w") as output:
         process = subprocess.Popen(topology.inside(topology.gateway, command), stdout=output, stderr=output)
     try:
-        wanted = {int(LISTEN[way].rpartition(":")[2]) for way in ways}
         deadline = time.monotonic() + PATIENCE
-        while process.poll() is None and not wanted <= _listening(process.pid):
-            if time.monotonic() > deadline:
-                raise BenchError(f"the proxy does not listen at {wanted}:\n{log.read_text()[-3000:]}")
+        while " info ready " not in log.read_text():  # it listens first, and loads its table then
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise BenchError(f"the proxy does not serve:\n{log.read_text()[-3000:]}")
             time.sleep(0.02)
-        yield Usage(process.pid)
+        try:
+            yield Usage(process.pid)
+        except BenchError as error:
+            complaints = [line for line in log.read_text().splitlines() if " info " not in line or INCOMPLETE in line]
+            raise BenchError("\n".join([str(error), "the proxy:", *complaints[-MOST_COMPLAINTS:]])) from error
         if process.poll() is not None:
             raise BenchError(f"the proxy ended with {process.returncode}:\n{log.read_text()[-3000:]}")
     finally:

@@ -164,6 +164,17 @@ class Topology:
         column = table[0].split().index("drop")
         return sum(int(row.split()[column], 16) for row in table[1:])
 
+    def evidence(self) -> str:
+        """What the three kernels have counted, for whoever has to explain a failure."""
+        told = ""
+        for space in self._spaces:
+            command = ["sh", "-c", "nstat -as; cat /proc/net/stat/nf_conntrack"]
+            done = subprocess.run(
+                self.inside(space, command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            told += f"--- {space}\n{done.stdout}"
+        return told
+
     def _remove(self) -> None:
         for space in self._spaces:
             subprocess.run(["ip", "netns", "del", space], capture_output=True)

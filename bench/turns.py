@@ -152,7 +152,7 @@ class Turns:
                 self.topology.inside(self.topology.client, command), capture_output=True, text=True, check=False
             )
         if done.returncode:
-            raise BenchError(f"turns {' '.join(arguments)}: {done.stderr.strip()}")
+            raise BenchError(f"turns {' '.join(arguments)}: {done.stderr.strip()}\n{self.topology.evidence()}")
         took = {}
         for way, said in zip(ways, json.loads(done.stdout), strict=True):
             expected = PLAIN_OUTSIDE if way in PLAIN_CLIENTS else GATEWAY_OUTSIDE
