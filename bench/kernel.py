@@ -61,7 +61,7 @@ def kernel(serving: Callable[[Topology], AbstractContextManager[int]], plan: Pla
     load = build("load")
     with (
         tempfile.TemporaryDirectory(prefix="ftpproxy-bench-") as folder,
-        Topology(nat=True, plain=True, cores=plan.cores) as topology,
+        Topology(nat=True, plain=not plan.only_pasv, cores=plan.cores) as topology,
         serving(topology) as server,
         running(topology, [WAY], Path(folder), plan.profile, plan.intercept) as usage,
     ):
