@@ -143,6 +143,7 @@ class Opening:
         self._waiting: Waiting | None = None
         if any(isinstance(leg, Call) and ours(leg.to) for leg in (spec.client, spec.server)):
             self._left = iter(())
+            self.close()
             self.refusals.append((None, Reason(Code.LOOP, "the way leads back to this proxy")))
 
     @property

@@ -66,8 +66,8 @@ class NatHook:
                 return found
 
     def close(self) -> None:
-        """End: the kernel removes the table with its owner."""
+        """End: the kernel removes the table with its owner.  It may be held again."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        self.held = False
+        self.held = self._settled = False

@@ -30,6 +30,8 @@ class Service:
     listen: Sequence[Endpoint]
     clients: Sequence[IPv4Network | IPv6Network] = ()
     """Who may use it; empty: everybody."""
+    needs_table: bool = False
+    """Our table in nftables must stand while somebody is in it."""
     policies: Policies | None = None
     """By client; None: the policy of `terms` for everybody."""
     announcements: Announcements | None = None

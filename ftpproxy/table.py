@@ -245,6 +245,12 @@ class Claim:
         self._loaded = self._taken()
         return self._loaded
 
+    def unload(self) -> None:
+        """Remove the table if we loaded it; `load` brings it back.  Raises `NetfilterError`."""
+        if self._loaded:
+            remove_table()
+            self._loaded = False
+
     def leave(self) -> None:
         """Leave the table to a successor: `close` gives back the right and nothing else."""
         self._loaded = False
@@ -252,8 +258,7 @@ class Claim:
     def close(self) -> None:
         """Remove the table if we loaded it, and give the right back.  Raises `NetfilterError`."""
         try:
-            if self._loaded:
-                remove_table()
+            self.unload()
         finally:
             if self._lock is not None:
                 self._lock.close()

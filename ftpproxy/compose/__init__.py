@@ -43,6 +43,7 @@ from ..xferlog import Xferlog
 from . import monitoring
 from .control import open_control
 from .heritage import Heritage, Successor
+from .keeper import Keeper
 from .reload import Reload
 from .services import Shared, compose
 
@@ -186,8 +187,12 @@ async def _serve(
         address = _closed(stack, open_control(config.control))
         if claim is not None and not (elements and heritage.table(elements) and claim.adopt()):
             claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
-        if elements is not None:
-            keep = _Keeper(elements, hook)
+        if elements is None or claim is None:
+            heritage.clear_table()
+        else:
+            keep = Keeper(
+                claim, elements, hook, lambda: successor.left or any(each.needs_table for each in server.occupied)
+            )
             keep(0.0)
             board.sweep(keep, keep.crashed)
         scrape = _closed(stack, monitoring.scrape(config.metrics, server, elements))
@@ -278,28 +283,6 @@ def _warn(config: Config) -> None:
         )
     if advice.rules_missing(config):
         event(log, logging.WARNING, "rules.missing", table=f"inet {rules.TABLE}", hint="ftpproxy rules -c FILE --apply")
-
-
-class _Keeper:
-    """Sees to it that our table is there; said once if it is not and cannot be.  And that addresses are translated."""
-
-    def __init__(self, elements: netfilter.Elements, hook: NatHook) -> None:
-        self._elements = elements
-        self._hook = hook
-        self._failing = False
-
-    def __call__(self, _: float) -> None:
-        try:
-            self._hook.hold()
-            self._elements.check()
-            self._failing = False
-        except OSError as error:
-            if not self._failing:
-                event(log, logging.ERROR, "table.missing", reason=error.__cause__ or error.strerror)
-            self._failing = True
-
-    def crashed(self, error: Exception) -> None:
-        """It is tried again in the next sweep."""
 
 
 def _spare_the_collector() -> None:

@@ -69,6 +69,7 @@ def compose(config: ServiceConfig, shared: Shared) -> Service:
         gate=gate,
         listen=config.listen,
         clients=config.clients,
+        needs_table=config.needs_table or (config.intercept == "auto" and shared.elements is not None),
         policies=config.policies,
         announcements=_announcements(config, shared.announcer),
         servers=config.servers if config.mode == "reverse" else None,
