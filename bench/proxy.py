@@ -17,7 +17,7 @@ from pathlib import Path
 from .tools import BenchError
 from .topology import CLIENTS, GATEWAY_INSIDE, SERVER, Topology, run
 
-__all__ = ["Usage", "configuration", "running", "server_address"]
+__all__ = ["INTERCEPT", "Usage", "configuration", "data_ports", "running", "server_address"]
 
 PATIENCE = 15.0
 INCOMPLETE = " result=incomplete "
@@ -26,9 +26,12 @@ LISTEN = {
     "tproxy": "127.0.0.1:8021",
     "redirect": f"{GATEWAY_INSIDE}:8022",
     "none": f"{GATEWAY_INSIDE}:21",
-    "kernel": "127.0.0.1:8021",
+    "kernel": f"{GATEWAY_INSIDE}:8021",
 }
 DATA_PORTS = {"tproxy": "10000-16666", "redirect": "16667-23333", "none": "23334-29999", "kernel": "10000-29999"}
+
+INTERCEPT = "redirect"
+"""How the proxy of the way `kernel` comes by its clients unless told otherwise: what costs other packets nothing."""
 
 SERVICE = """
 [[service]]
@@ -45,14 +48,21 @@ per_client = 10000
 """
 
 
-def configuration(ways: Sequence[str]) -> str:
-    """A file with one service for each of `ways`: `tproxy`, `redirect`, `none`, all three relayed, and `kernel`."""
+def data_ports(way: str) -> range:
+    """Those that the proxy lends to clients that go this way."""
+    first, last = DATA_PORTS[way].split("-")
+    return range(int(first), int(last) + 1)
+
+
+def configuration(ways: Sequence[str], kernel: str = INTERCEPT) -> str:
+    """A file with one service for each of `ways`: `tproxy`, `redirect`, `none`, all three relayed, and `kernel`, whose
+    interception is the argument."""
     return "".join(
         SERVICE.format(
             name=way,
             mode="reverse" if way == "none" else "forward",
             listen=LISTEN[way],
-            intercept="tproxy" if way == "kernel" else way,
+            intercept=kernel if way == "kernel" else way,
             plane="nft" if way == "kernel" else "relay",
             client=CLIENTS[way],
             servers=f'servers = ["{SERVER}:21"]\n' if way == "none" else "",
@@ -96,11 +106,13 @@ class Usage:
 
 
 @contextmanager
-def running(topology: Topology, ways: Sequence[str], folder: Path, profile: Path | None = None) -> Iterator[Usage]:
+def running(
+    topology: Topology, ways: Sequence[str], folder: Path, profile: Path | None = None, kernel: str = INTERCEPT
+) -> Iterator[Usage]:
     """The proxy on the gateway, serving all of `ways`.  Raises `BenchError` with its log if it does not serve; to one
     that is raised inside, what the proxy complained of is added."""
     file, log = folder / "ftpproxy.toml", folder / "ftpproxy.log"
-    file.write_text(configuration(ways))
+    file.write_text(configuration(ways, kernel))
     python = [sys.executable, "-m"]
     if profile is not None:
         profile.unlink(missing_ok=True)

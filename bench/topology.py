@@ -1,5 +1,8 @@
 """client | gateway | server: three network namespaces in a row, joined by two veth pairs.
 
+For the kernel plane there is a second gateway beside the first, with interfaces of its own at both ends, that does
+nothing but masquerade.
+
 The client has one address for each way to the server, so that the ways can be measured in turn with the proxy and
 its rules in place all the time: the rules of a service match its own client address only.  It is also what keeps
 their TIME_WAIT sockets apart, for a transparent socket in TIME_WAIT on the gateway would swallow the packets of a
@@ -22,9 +25,24 @@ from types import TracebackType
 
 from .tools import BenchError
 
-__all__ = ["CLIENTS", "DIRECT", "GATEWAY_INSIDE", "GATEWAY_OUTSIDE", "SERVER", "Topology"]
+__all__ = [
+    "BARE",
+    "CLIENTS",
+    "DIRECT",
+    "GATEWAY_INSIDE",
+    "GATEWAY_OUTSIDE",
+    "NULL",
+    "PLAIN",
+    "PLAIN_CLIENTS",
+    "PLAIN_OUTSIDE",
+    "PLAIN_SERVER",
+    "SERVER",
+    "Topology",
+]
 
 DIRECT = "direct"
+BARE = "bare"
+"""Through a process that only hands octets on."""
 PLAIN = "plain"
 """By way of the second gateway."""
 NULL = "null"
@@ -35,6 +53,7 @@ CLIENTS = {
     "redirect": "10.83.1.30",
     "none": "10.83.1.40",
     "kernel": "10.83.1.50",
+    BARE: "10.83.1.60",
 }
 GATEWAY_INSIDE = "10.83.1.1"
 GATEWAY_OUTSIDE = "10.83.2.1"
@@ -127,6 +146,18 @@ class Topology:
         """To be called when the proxy's rules stand: before the first of them there may be no connection tracking."""
         for gateway in {self.gateway, self.plain}.intersection(self._spaces):
             run(*self.inside(gateway, ["sysctl", "-q", "-e", "-w", *(f"{k}={v}" for k, v in CONNTRACK.items())]))
+
+    def steer(self, ends: int | None, gateways: int | None) -> bool:
+        """Have packets that arrive at client and server, and at the gateways, handled on that core, as if these were
+        machines (Documentation/networking/scaling.rst, RPS); None: where they were sent.  False where the kernel does
+        not let us: it asks for CAP_NET_ADMIN outside of all namespaces."""
+        for space in self._spaces:
+            core = gateways if space in (self.gateway, self.plain) else ends
+            mask = 0 if core is None else 1 << core
+            command = f"for queue in /sys/class/net/*/queues/rx-0/rps_cpus; do echo {mask:x} > $queue || exit; done"
+            if subprocess.run(self.inside(space, ["sh", "-c", command]), capture_output=True).returncode:
+                return False
+        return True
 
     def conntrack_drops(self) -> int:
         """Packets that the gateway dropped because connection tracking had no room; 0 where it is not there."""

@@ -1,24 +1,28 @@
 /* The same thing by several ways, in turn: one process, one control connection for each way that stays open.
  *
- *   turns -r ROUNDS -k TIMES  -g OCTETS | -u OCTETS  [-c]  SOURCE,SERVER[,PORT] ...
- *   turns -r ROUNDS -k TIMES  -f PACKETS | -b PACKETS | -d PACKETS  [-n NAMESPACE]  SOURCE,SERVER[,PORT] ...
+ *   turns -r ROUNDS -k TIMES  -g OCTETS | -u OCTETS  [-c] [-p CORE]  SOURCE,SERVER[,PORT] ...
+ *   turns -r ROUNDS -k TIMES  -f PACKETS | -b PACKETS | -d PACKETS  [-n NAMESPACE] [-p CORE]
+ *         SOURCE,SERVER[,PORT] ...
  *
  * Every way has its turn, TIMES in each round, and the order is another one each time, drawn by lot (the same in each
  * run), so whatever drifts, and whatever one way leaves behind for the next, meets all alike.  A turn takes about a
  * millisecond.  No process starts or ends between two of them.  One line of JSON on standard output has the time of
- * each turn in nanoseconds, as a list of rounds for each way; any failure ends the program.
+ * each turn in nanoseconds, as a list of rounds for each way, with the address that the server saw and the last port that
+ * was announced; any failure ends the program.
  *
  * -g, -u: a turn is a slice of a transfer, RETR or STOR, from asking for it with one octet to its last octet, or from
- * its first octet to the server's one octet for all of it.  In each round all ways have a transfer under way, a PASV
- * and data connection of its own each; the first WARMING slices (slow start, buffers that grow) are not counted.  -c
+ * its first octet to the server's one octet for all of it.  In each round all ways have a transfer under way, by a
+ * PASV and data connection of its own; its first WARMING slices (slow start, buffers that grow) are not counted.  -c
  * copies downloads into user space as an ordinary client does, else the kernel drops them.
  *
  * -f, -b, -d: a turn is so many of the smallest packets.  -f, -b: TCP segments of a data connection, acknowledgements of
- * what was acknowledged before, which neither end answers, from the client (-f) or from the server (-b).  -d: UDP
+ * what was acknowledged before, which no end answers, from the client (-f) or from the server (-b).  -d: UDP
  * datagrams from the client, of a flow that has been answered, which nobody takes off the server's socket.  They are
  * sent by this process, with -b from a raw socket in the server's NAMESPACE (a file), one after the other, and all that
  * becomes of a packet on virtual interfaces becomes of it while it is sent: so this is the time of everything between
  * the two sockets, on one processor.
+ *
+ * -p: stay on this core, and at real-time priority where that is allowed.
  */
 #include "common.h"
 
@@ -32,10 +36,11 @@ enum { WAYS = 8, PATIENCE = 20, WARMING = 16 };
 struct way {
     struct sockaddr_in source, server;
     int control;
+    unsigned port; /* of the last 227 */
     char seen_as[64], in[1024];
     size_t have;
     uint64_t *took; /* nanoseconds */
-    int data;       /* of -g and -u */
+    int data;       /* the data connection */
     int flood;      /* of -f, -b and -d, and what it sends */
     struct packet {
         struct iphdr ip;
@@ -44,7 +49,7 @@ struct way {
 };
 
 static struct way ways[WAYS];
-static int count, order[WAYS], rounds, slices = 1, pattern_fd, home, far = -1;
+static int count, order[WAYS], rounds, times = 1, pattern_fd, home, far = -1, sink = -1;
 static size_t amount; /* octets of a slice; packets */
 static char kind;     /* the option that said it */
 static bool copying;
@@ -117,7 +122,8 @@ static int set_up(struct way *w)
     reply(w, 227, line);
     if (sscanf(line, "227 %*[^(](%*u,%*u,%*u,%*u,%u,%u)", &high, &low) != 2)
         errx(1, "%s", line);
-    return dial(w, high * 256 + low);
+    w->port = high * 256 + low;
+    return dial(w, w->port);
 }
 
 /* Begin or end a transfer in slices. */
@@ -141,7 +147,7 @@ static void close_file(struct way *w)
 
     close(w->data);
     reply(w, 226, line);
-    if (sscanf(line, "226 %*s %llu octets", &octets) != 1 || octets != (slices + WARMING) * amount)
+    if (sscanf(line, "226 %*s %llu octets", &octets) != 1 || octets != (times + WARMING) * amount)
         errx(1, "%s", line);
 }
 
@@ -193,7 +199,6 @@ static uint32_t sum(const void *octets, size_t size)
 /* Two UDP sockets that have heard of each other: what is sent behind that is part of a flow that was answered. */
 static void datagrams(struct way *w)
 {
-    static int sink = -1;
     struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = w->server.sin_port}, from;
     socklen_t size = sizeof from;
     char octet = 0;
@@ -225,9 +230,10 @@ static void forge(struct way *w)
 
     if (kind == 'd') {
         datagrams(w);
+        w->data = -1;
         return;
     }
-    fd = set_up(w);
+    fd = w->data = set_up(w);
     do {
         say(w, "STAT\r\n");
         reply(w, 211, line);
@@ -277,6 +283,19 @@ static void forge(struct way *w)
         setns(home, CLONE_NEWNET);
 }
 
+static void forget(struct way *w)
+{
+    char octet;
+
+    close(w->flood);
+    if (w->data >= 0) {
+        reset_on_close(w->data);
+        close(w->data);
+    }
+    while (recv(sink, &octet, 1, MSG_DONTWAIT) >= 0)
+        ;
+}
+
 static void flood(struct way *w)
 {
     size_t size = kind == 'd' ? 1 : sizeof w->packet;
@@ -321,19 +340,18 @@ static void turn(int number)
 
 static void measure(void)
 {
+    bool files = kind == 'g' || kind == 'u';
+
     for (int round = 0; round < rounds; round++) {
-        if (kind == 'g' || kind == 'u') {
-            shuffle();
-            for (int i = 0; i < count; i++)
-                open_file(&ways[order[i]]);
-            for (int i = 0; i < WARMING; i++)
-                turn(-1);
-        }
-        for (int i = 0; i < slices; i++)
-            turn(round * slices + i);
-        if (kind == 'g' || kind == 'u')
-            for (int i = 0; i < count; i++)
-                close_file(&ways[i]);
+        shuffle();
+        for (int i = 0; i < count; i++)
+            (files ? open_file : forge)(&ways[order[i]]);
+        for (int i = 0; files && i < WARMING; i++)
+            turn(-1);
+        for (int i = 0; i < times; i++)
+            turn(round * times + i);
+        for (int i = 0; i < count; i++)
+            (files ? close_file : forget)(&ways[order[i]]);
     }
 }
 
@@ -347,13 +365,25 @@ static void parse(struct way *w, char *text)
         errx(64, "%s: SOURCE,SERVER[,PORT]", text);
 }
 
+static void stay(int core)
+{
+    struct sched_param priority = {.sched_priority = 10};
+    cpu_set_t cores;
+
+    CPU_ZERO(&cores);
+    CPU_SET(core, &cores);
+    if (sched_setaffinity(0, sizeof cores, &cores))
+        err(1, "core %d", core);
+    sched_setscheduler(0, SCHED_FIFO, &priority);
+}
+
 int main(int argc, char **argv)
 {
     int option;
     char line[1024], *end = "";
 
     settle();
-    while ((option = getopt(argc, argv, "g:u:f:b:d:k:r:n:c")) != -1)
+    while ((option = getopt(argc, argv, "g:u:f:b:d:k:r:n:p:c")) != -1)
         switch (option) {
         case 'g':
         case 'u':
@@ -363,16 +393,17 @@ int main(int argc, char **argv)
             kind = option;
             amount = strtoull(optarg, &end, 10);
             break;
-        case 'k': slices = atoi(optarg); break;
+        case 'k': times = atoi(optarg); break;
         case 'r': rounds = atoi(optarg); break;
         case 'n': far = open(optarg, O_RDONLY); break;
+        case 'p': stay(atoi(optarg)); break;
         case 'c': copying = true; break;
         default: kind = 0; optind = argc;
         }
-    if (!kind || !amount || *end || rounds < 1 || slices < 1 || optind == argc || argc - optind > WAYS ||
+    if (!kind || !amount || *end || rounds < 1 || times < 1 || optind == argc || argc - optind > WAYS ||
         ((kind == 'b' || kind == 'd') && far < 0))
         errx(64, "usage: turns -r ROUNDS -k TIMES  -g OCTETS | -u OCTETS | -f PACKETS | -b PACKETS | -d PACKETS"
-                 "  [-n NAMESPACE] [-c]  SOURCE,SERVER[,PORT] ...");
+                 "  [-n NAMESPACE] [-c] [-p CORE]  SOURCE,SERVER[,PORT] ...");
     home = open("/proc/self/ns/net", O_RDONLY);
     pattern_fd = pattern_file();
     for (; optind < argc; optind++) {
@@ -381,23 +412,21 @@ int main(int argc, char **argv)
         parse(w, argv[optind]);
         order[count] = count;
         count++;
-        w->took = calloc((size_t)rounds * slices, sizeof *w->took);
+        w->took = calloc((size_t)rounds * times, sizeof *w->took);
         if (!w->took)
             err(1, "calloc");
         login(w);
-        if (kind != 'g' && kind != 'u')
-            forge(w);
     }
     measure();
     printf("[");
     for (int i = 0; i < count; i++) {
         say(&ways[i], "QUIT\r\n");
         reply(&ways[i], 221, line);
-        printf("%s{\"seen_as\": \"%s\", \"took_ns\": [", i ? ", " : "", ways[i].seen_as);
+        printf("%s{\"seen_as\": \"%s\", \"port\": %u, \"took_ns\": [", i ? ", " : "", ways[i].seen_as, ways[i].port);
         for (int round = 0; round < rounds; round++)
-            for (int j = 0; j < slices; j++)
-                printf("%s%llu%s", j ? ", " : round ? ", [" : "[", (unsigned long long)ways[i].took[round * slices + j],
-                       j + 1 < slices ? "" : "]");
+            for (int j = 0; j < times; j++)
+                printf("%s%llu%s", j ? ", " : round ? ", [" : "[", (unsigned long long)ways[i].took[round * times + j],
+                       j + 1 < times ? "" : "]");
         printf("]}");
     }
     printf("]\n");

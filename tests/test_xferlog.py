@@ -172,6 +172,7 @@ def test_a_file_that_is_opened_anew(tmp_path: Path) -> None:
     assert len(file.read_text().splitlines()) == 1
 
 
+@pytest.mark.linux("what a limit has room for is written")
 def test_a_file_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """No room for a whole line, then for none at all: said in the log, and the session goes on."""
     file = tmp_path / "xferlog"
