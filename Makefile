@@ -34,7 +34,7 @@ test: $(STAMP) lint ## everything, namespaces and real peers included; JOBS (3) 
 
 matrix: $(STAMP) ## every real server with every real client in every mode, as a table; ROWS ("nft and curl") chooses
 	@sh tests/system-packages.sh peers
-	@$(BIN)/python -m pytest -q -m matrix -k "$(ROWS)" -n $(JOBS) --dist loadgroup -p no:cacheprovider \
+	@$(BIN)/python -m pytest -q -m matrix -k "$(ROWS)" -n $(JOBS) -p no:cacheprovider \
 		-p tests.netns.results --results .cache/matrix tests/netns/test_matrix.py
 
 system-test: $(STAMP) ## the service in a booted Debian with systemd (root, debootstrap, systemd-nspawn)

@@ -12,7 +12,7 @@ from .servers import SERVERS
 
 __all__ = ["PLANES", "Combination", "covering", "everything"]
 
-PLANES = ("relay", "nft")
+PLANES = ("nft", "relay")
 
 
 class Combination(NamedTuple):
@@ -29,10 +29,10 @@ class Combination(NamedTuple):
 
 
 def everything() -> list[Combination]:
-    """All combinations that exist; a client may lack a mode."""
+    """All combinations that exist; a client may lack a mode.  Those of one deployment and server stand together."""
     return [
         Combination(deployment, version, server, client, mode)
-        for deployment, version, server, client in product(KINDS, (4, 6), SERVERS, CLIENTS)
+        for deployment, server, version, client in product(KINDS, SERVERS, (4, 6), CLIENTS)
         for mode in CLIENTS[client].modes(version)
     ]
 

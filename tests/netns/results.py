@@ -157,8 +157,8 @@ class Collector:
         self.results = skeleton()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        match = re.search(r"test_matrix\.py::test_transfers\[(.*?)\]", report.nodeid)
-        if match is None:
+        match = re.search(r"::test_transfers\[(.*?)\]", report.nodeid)
+        if match is None or match[1] not in self.results:
             return
         result = self.results[match[1]]
         result.seconds = round(result.seconds + report.duration, 2)
@@ -173,7 +173,9 @@ class Collector:
                 setattr(result, name, value)
 
     def pytest_sessionfinish(self) -> None:
-        results, made, peers = list(self.results.values()), facts(), versions()
+        results, made = list(self.results.values()), facts()
+        peers = versions() if any(each.outcome != NOT_RUN for each in results) else {}
+        self.stem.parent.mkdir(parents=True, exist_ok=True)
         whole = {"made": made, "versions": peers, "rows": [asdict(each) for each in results]}
         self.stem.with_suffix(".json").write_text(json.dumps(whole, indent=1) + "\n")
         self.stem.with_suffix(".md").write_text(markdown(results, made, peers))

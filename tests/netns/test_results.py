@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +14,8 @@ import pytest
 from .results import Collector, markdown, skeleton
 from .test_matrix import ROWS
 
-PAGE = Path(__file__).parents[2] / "docs" / "matrix.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "matrix.md"
 MADE = {"date": "2026-11-22T10:00:00+00:00", "kernel": "6.1", "cores": 2, "python": "3.11.7"}
 
 Word = Literal["passed", "failed", "skipped"]
@@ -43,6 +47,35 @@ def report(collector: Collector, row: str, setup: Word, call: Word | None, teard
 def test_every_row_has_its_place() -> None:
     assert [param.id for param in ROWS] == list(skeleton())
     assert len(ROWS) == 408
+
+
+@pytest.mark.netns
+@pytest.mark.usefixtures("namespaces")
+def test_a_run_of_one_row(tmp_path: Path) -> None:
+    """As `make matrix` does it, from a worker to the page."""
+    row = "nft-reverse-ipv6-vsftpd-wget-active"
+    options = ["-q", "-m", "matrix", "-k", row, "-n", "1", "-p", "no:cacheprovider", "-p", "tests.netns.results"]
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *options,
+        "--results",
+        str(tmp_path / "matrix"),
+        "tests/netns/test_matrix.py",
+    ]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = json.loads((tmp_path / "matrix.json").read_text())
+    (found,) = [each for each in written["rows"] if each["outcome"] != "not run"]
+    assert (
+        "-".join([found["plane"], found["deployment"], "ipv6", found["server"], found["client"], found["mode"]]) == row
+    )
+    assert (found["version"], found["outcome"]) == (6, "ok")
+    assert found["calls"] >= found["transfers"] >= 36
+    assert found["octets"] >= 256 << 20
+    assert re.fullmatch(r"\d+\.\d+\.\d+", written["versions"]["vsftpd"])
+    assert "1 of 204 rows" in (tmp_path / "matrix.md").read_text()
 
 
 def test_only_what_went_well_to_the_end_is_ok() -> None:
