@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -40,8 +41,9 @@ two sessions at once; 256 MiB each way. Each file is compared, the log must show
 may be left on the gateway: no socket, no rule, no element.
 
 On the plane `nft` the gateway's forward chain has the policy drop and lets through nothing but `ct state
-established,related` and `ct status dnat`; the input chain lets in no data port. Counters in that chain must tell of as
-many data connections and octets as were transferred, so nothing of it can have been relayed, or have gone past.
+established,related` and `ct status dnat`; its input chain lets in no data port from outside. Counters in the forward
+chain must tell of as many data connections and octets as were transferred, so nothing of it can have been relayed, or
+have gone past.
 
 `passive` is what each client does by itself. `active` is EPRT with curl, and with the others PORT over IPv4 and EPRT
 over IPv6; `port` is `curl --disable-eprt`. A dash stands for what does not exist: PORT has no form for IPv6. wget does
@@ -107,8 +109,11 @@ def versions() -> dict[str, str]:
 def markdown(results: Sequence[Result], made: Mapping[str, object], peers: Mapping[str, str]) -> str:
     """The page; `made` are the facts of the machine, `peers` the versions."""
     programs = ", ".join(f"{name} {version}" for name, version in peers.items())
-    when = f"{str(made['date'])[:10]}, Linux {made['kernel']}, {made['cores']} cores, Python {made['python']}"
-    lines = [TITLE, f"{when}; {programs}.", ""]
+    when = f"{str(made['date'])[:10]}, Linux {made['kernel']}, Python {made['python']}; {programs}."
+    took = (
+        f"It took {made['minutes']} minutes on {made['cores']} cores, whose load had been {made['load_before']} before."
+    )
+    lines = [TITLE, when, took, ""]
     for plane in PLANES:
         lines += [*_table(plane, [each for each in results if each.plane == plane]), ""]
     failed = [each for each in results if each.outcome == FAILED]
@@ -155,6 +160,8 @@ class Collector:
     def __init__(self, stem: Path) -> None:
         self.stem = stem
         self.results = skeleton()
+        self.made = facts()
+        self.began = time.monotonic()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         match = re.search(r"::test_transfers\[(.*?)\]", report.nodeid)
@@ -173,7 +180,8 @@ class Collector:
                 setattr(result, name, value)
 
     def pytest_sessionfinish(self) -> None:
-        results, made = list(self.results.values()), facts()
+        results = list(self.results.values())
+        made = self.made | {"minutes": round((time.monotonic() - self.began) / 60, 1)}
         peers = versions() if any(each.outcome != NOT_RUN for each in results) else {}
         self.stem.parent.mkdir(parents=True, exist_ok=True)
         whole = {"made": made, "versions": peers, "rows": [asdict(each) for each in results]}

@@ -16,7 +16,14 @@ from .test_matrix import ROWS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "matrix.md"
-MADE = {"date": "2026-11-22T10:00:00+00:00", "kernel": "6.1", "cores": 2, "python": "3.11.7"}
+MADE = {
+    "date": "2026-11-22T10:00:00+00:00",
+    "kernel": "6.1",
+    "cores": 2,
+    "python": "3.11.7",
+    "load_before": 0.5,
+    "minutes": 7.5,
+}
 
 Word = Literal["passed", "failed", "skipped"]
 
@@ -109,7 +116,7 @@ def test_only_what_went_well_to_the_end_is_ok() -> None:
         ("vsftpd", "ftplib", "active"): "not run",
     }
     assert '## `planes = ["nft"]`: 1 of 204 rows\n\n40 transfers, 1.0 GiB; the firewall counted 41 data' in text
-    assert "2026-11-22, Linux 6.1, 2 cores, Python 3.11.7; vsftpd 3.0.3, curl 7.88.1." in text
+    assert "2026-11-22, Linux 6.1, Python 3.11.7; vsftpd 3.0.3, curl 7.88.1.\nIt took 7.5 minutes on 2 cores" in text
     assert re.findall(r"^- (.*)$", text, re.MULTILINE) == [
         "nft tproxy IPv4 vsftpd curl active: E   AssertionError: why in call",
         "nft tproxy IPv4 vsftpd lftp default: E   AssertionError: why in teardown",
