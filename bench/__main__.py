@@ -16,13 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from .kernel import kernel
+from .kernel import Plan, kernel
 from .machine import facts
 from .measure import Bench
-from .proxy import Usage, running
+from .proxy import INTERCEPT, Usage, running
 from .summary import summary
 from .tools import BenchError, build
-from .topology import DIRECT, SERVER, Topology
+from .topology import DIRECT, Topology
 
 WAYS = ("tproxy", "redirect", "none")
 PARTS = ("memory", "throughput", "sessions", "kernel")
@@ -64,6 +64,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="CLIENT,GATEWAY,SERVER",
         help="kernel and pasv: the core that each of the three processes stays on (default: where the scheduler likes)",
     )
+    parser.add_argument(
+        "--intercept",
+        choices=["redirect", "tproxy"],
+        default=INTERCEPT,
+        help="kernel and pasv: how control connections come to the proxy (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--null",
+        action="store_true",
+        help="kernel: the plain gateway against itself as well; the ratio must be 1 within its interval",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead")
     parser.add_argument(
         "--profile",
@@ -85,15 +96,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 @contextmanager
-def serving(topology: Topology, copy: bool) -> Iterator[None]:
-    """The FTP server in its namespace."""
-    command = [str(build("server")), "-a", SERVER, "-p", "21", "-l", "40000", *(["-c"] if copy else [])]
+def serving(topology: Topology, copy: bool) -> Iterator[int]:
+    """The FTP server in its namespace; its process."""
+    command = [str(build("server")), "-p", "21", "-l", "40000", *(["-c"] if copy else [])]
     with subprocess.Popen(topology.inside(topology.server, command), stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             if not process.stdout.readline().startswith("listening"):
                 raise BenchError("the FTP server does not start")
-            yield
+            yield process.pid
         finally:
             process.terminate()
 
@@ -109,13 +120,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "options": {name: value for name, value in vars(options).items() if name not in ("json", "profile")},
     }
     wanted = [options.only] if options.only else list(PARTS)
-    load = build("load")
     if wanted[-1] in ("kernel", PASV) and not options.direct:
         part = wanted.pop()
-        result["kernel"] = kernel(
-            load,
-            lambda topology: serving(topology, copy),
+        plan = Plan(
             only_pasv=part == PASV,
+            intercept=options.intercept,
+            null=options.null,
             cores=options.cores,
             copy=copy,
             rounds=options.rounds,
@@ -123,6 +133,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             profile=options.profile,
             progress=say,
         )
+        result["kernel"] = kernel(lambda topology: serving(topology, copy), plan)
     if not wanted:
         return result
     with (
@@ -133,7 +144,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         proxy = running(topology, options.ways, Path(folder), options.profile) if options.ways else nullcontext()
         with proxy as usage:
             ways = [DIRECT, *options.ways]
-            bench = Bench(topology, load, usage, ways, options.nat, copy, options.rounds, say)
+            bench = Bench(topology, build("load"), usage, ways, options.nat, copy, options.rounds, say)
             if "memory" in wanted and isinstance(usage, Usage):
                 result["memory"] = bench.memory(500)
             if "throughput" in wanted:

@@ -17,9 +17,19 @@
 #include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { PATTERN = 1 << 20, PIECE = 1 << 20, BATCH = 256 };
+
+/* Microseconds since some moment, the same for all processes of this machine. */
+static inline int64_t now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000ll + t.tv_nsec / 1000;
+}
 
 /* Closing such a socket sends a reset and leaves no TIME_WAIT. */
 static inline void reset_on_close(int fd)

@@ -19,8 +19,6 @@
  */
 #include "common.h"
 
-#include <time.h>
-
 enum { PATIENCE_MS = 20000, MOST_ERRORS = 100 };
 
 enum step { CONNECT, USER, PASS, SETUP, CALL, TRANSFER, QUIT };
@@ -61,14 +59,6 @@ struct times { /* microseconds */
 static struct times sessions, setups; /* connect to end of file; PASV to 227 */
 
 static void begin(struct client *c);
-
-static int64_t now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000ll + t.tv_nsec / 1000;
-}
 
 static void note(struct times *times, int64_t microseconds)
 {

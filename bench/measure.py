@@ -148,7 +148,8 @@ class Bench:
         before = usage.cpu_seconds() if usage else 0.0
         done = subprocess.run(self._command(way, arguments), capture_output=True, text=True)
         if done.returncode:
-            raise BenchError(f"load {' '.join(arguments)} by way of {way}: {done.stderr.strip()}")
+            failure = f"load {' '.join(arguments)} by way of {way}: {done.stderr.strip()}"
+            raise BenchError(f"{failure}\n{self.topology.evidence()}")
         said: dict[str, Any] = json.loads(done.stdout)
         expected = CLIENTS[way] if way == DIRECT and not self.nat else GATEWAY_OUTSIDE
         if said["seen_as"] != expected:

@@ -17,16 +17,21 @@ from pathlib import Path
 from .tools import BenchError
 from .topology import CLIENTS, GATEWAY_INSIDE, SERVER, Topology, run
 
-__all__ = ["Usage", "configuration", "running", "server_address"]
+__all__ = ["INTERCEPT", "Usage", "configuration", "data_ports", "running", "server_address"]
 
 PATIENCE = 15.0
+INCOMPLETE = " result=incomplete "
+MOST_COMPLAINTS = 20
 LISTEN = {
     "tproxy": "127.0.0.1:8021",
     "redirect": f"{GATEWAY_INSIDE}:8022",
     "none": f"{GATEWAY_INSIDE}:21",
-    "kernel": "127.0.0.1:8021",
+    "kernel": f"{GATEWAY_INSIDE}:8021",
 }
 DATA_PORTS = {"tproxy": "10000-16666", "redirect": "16667-23333", "none": "23334-29999", "kernel": "10000-29999"}
+
+INTERCEPT = "redirect"
+"""How the proxy of the way `kernel` comes by its clients unless told otherwise: what costs other packets nothing."""
 
 SERVICE = """
 [[service]]
@@ -43,14 +48,21 @@ per_client = 10000
 """
 
 
-def configuration(ways: Sequence[str]) -> str:
-    """A file with one service for each of `ways`: `tproxy`, `redirect`, `none`, all three relayed, and `kernel`."""
+def data_ports(way: str) -> range:
+    """Those that the proxy lends to clients that go this way."""
+    first, last = DATA_PORTS[way].split("-")
+    return range(int(first), int(last) + 1)
+
+
+def configuration(ways: Sequence[str], kernel: str = INTERCEPT) -> str:
+    """A file with one service for each of `ways`: `tproxy`, `redirect`, `none`, all three relayed, and `kernel`, whose
+    interception is the argument."""
     return "".join(
         SERVICE.format(
             name=way,
             mode="reverse" if way == "none" else "forward",
             listen=LISTEN[way],
-            intercept="tproxy" if way == "kernel" else way,
+            intercept=kernel if way == "kernel" else way,
             plane="nft" if way == "kernel" else "relay",
             client=CLIENTS[way],
             servers=f'servers = ["{SERVER}:21"]\n' if way == "none" else "",
@@ -93,22 +105,14 @@ class Usage:
         )
 
 
-def _listening(pid: int) -> set[int]:
-    """The ports that sockets in the namespace of `pid` listen at."""
-    ports = set()
-    for table in ("tcp", "tcp6"):
-        for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = row.split()
-            if fields[3] == "0A":
-                ports.add(int(fields[1].rpartition(":")[2], 16))
-    return ports
-
-
 @contextmanager
-def running(topology: Topology, ways: Sequence[str], folder: Path, profile: Path | None = None) -> Iterator[Usage]:
-    """The proxy on the gateway, serving all of `ways`.  Raises `BenchError` with its log if it does not serve."""
+def running(
+    topology: Topology, ways: Sequence[str], folder: Path, profile: Path | None = None, kernel: str = INTERCEPT
+) -> Iterator[Usage]:
+    """The proxy on the gateway, serving all of `ways`.  Raises `BenchError` with its log if it does not serve; to one
+    that is raised inside, what the proxy complained of is added."""
     file, log = folder / "ftpproxy.toml", folder / "ftpproxy.log"
-    file.write_text(configuration(ways))
+    file.write_text(configuration(ways, kernel))
     python = [sys.executable, "-m"]
     if profile is not None:
         profile.unlink(missing_ok=True)
@@ -125,13 +129,16 @@ def running(topology: Topology, ways: Sequence[str], folder: Path, profile: Path
     with log.open("w") as output:
         process = subprocess.Popen(topology.inside(topology.gateway, command), stdout=output, stderr=output)
     try:
-        wanted = {int(LISTEN[way].rpartition(":")[2]) for way in ways}
         deadline = time.monotonic() + PATIENCE
-        while process.poll() is None and not wanted <= _listening(process.pid):
-            if time.monotonic() > deadline:
-                raise BenchError(f"the proxy does not listen at {wanted}:\n{log.read_text()[-3000:]}")
+        while " info ready " not in log.read_text():  # it listens first, and loads its table then
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise BenchError(f"the proxy does not serve:\n{log.read_text()[-3000:]}")
             time.sleep(0.02)
-        yield Usage(process.pid)
+        try:
+            yield Usage(process.pid)
+        except BenchError as error:
+            complaints = [line for line in log.read_text().splitlines() if " info " not in line or INCOMPLETE in line]
+            raise BenchError("\n".join([str(error), "the proxy:", *complaints[-MOST_COMPLAINTS:]])) from error
         if process.poll() is not None:
             raise BenchError(f"the proxy ended with {process.returncode}:\n{log.read_text()[-3000:]}")
     finally:

@@ -38,6 +38,7 @@ struct session {
     struct sockaddr_in6 local, peer, call; /* call.sin6_port != 0: where PORT or EPRT sent us */
     enum { NOTHING, SENDING, RECEIVING } transfer;
     uint64_t octets, total;                /* carried so far; SENDING: to be carried */
+    uint64_t slice;                        /* a transfer in slices: octets of one; 0: any other */
     size_t have;
     struct session *next_dead;
     char in[1024];
@@ -120,7 +121,7 @@ __attribute__((format(printf, 2, 3))) static void reply(struct session *s, const
 static void finished(struct session *s, bool well)
 {
     bool sent = s->transfer == SENDING;
-    uint64_t octets = s->octets;
+    unsigned long long octets = s->octets;
 
     s->transfer = NOTHING;
     if (well)
@@ -129,7 +130,47 @@ static void finished(struct session *s, bool well)
     if (!well)
         reply(s, "426 Data connection broken.");
     else
-        reply(s, "226 %s %llu octets.", sent ? "Sent" : "Received", (unsigned long long)octets);
+        reply(s, "226 %s %llu octets.", sent ? "Sent" : "Received", octets);
+}
+
+/* A slice each time the client sends an octet, or an octet for each slice that it sends, until the end of file. */
+static void pump_slices(struct session *s)
+{
+    static char buffer[PIECE];
+    uint64_t at = s->octets % s->slice;
+    ssize_t n;
+    int one = 1;
+
+    if (!s->octets)
+        setsockopt(s->data.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    for (;;) {
+        if (s->transfer == SENDING && s->octets < s->total) {
+            off_t where = s->octets % PATTERN;
+            uint64_t left = s->total - s->octets, piece = PATTERN - where;
+
+            n = sendfile(s->data.fd, pattern_fd, &where, left < piece ? left : piece);
+        } else if (s->transfer == SENDING) {
+            n = recv(s->data.fd, buffer, 1, 0);
+            if (n > 0) {
+                s->total += s->slice;
+                continue;
+            }
+        } else {
+            uint64_t left = s->slice - at;
+
+            n = recv(s->data.fd, buffer, left < sizeof buffer ? left : sizeof buffer, copying ? 0 : MSG_TRUNC);
+            if (n > 0 && (at = (at + n) % s->slice) == 0 && send(s->data.fd, "", 1, MSG_NOSIGNAL) != 1)
+                n = -1;
+        }
+        if (n < 0 && errno == EAGAIN)
+            break;
+        if (n <= 0) {
+            finished(s, n == 0);
+            return;
+        }
+        s->octets += n;
+    }
+    interest(&s->data, s->transfer == SENDING && s->octets < s->total ? EPOLLOUT : EPOLLIN);
 }
 
 /* Carry what can be carried now, at most a few pieces so that the others get their turn. */
@@ -137,6 +178,10 @@ static void pump(struct session *s)
 {
     static char buffer[PIECE];
 
+    if (s->slice) {
+        pump_slices(s);
+        return;
+    }
     for (int pieces = 0; pieces < 4; pieces++) {
         off_t at = s->octets % PATTERN;
         uint64_t left = s->total - s->octets, piece = PATTERN - at;
@@ -189,7 +234,7 @@ static void call(struct session *s)
         interest(&s->data, s->transfer == SENDING ? EPOLLOUT : EPOLLIN);
 }
 
-static void start(struct session *s, int transfer, uint64_t total)
+static void start(struct session *s, int transfer, uint64_t total, uint64_t slice)
 {
     if (s->data.fd < 0 && !s->lent && !s->call.sin6_port) {
         reply(s, "425 Say PASV, EPSV, PORT or EPRT first.");
@@ -201,10 +246,30 @@ static void start(struct session *s, int transfer, uint64_t total)
     s->transfer = transfer;
     s->octets = 0;
     s->total = total;
+    s->slice = slice;
     if (s->data.fd >= 0)
         pump(s);
     else if (!s->lent)
         call(s);
+}
+
+/* Which data connection is open: our end of it, and the other as we see it. */
+static void ends(struct session *s)
+{
+    struct sockaddr_in6 name[2];
+    socklen_t size = sizeof *name;
+    char host[2][INET6_ADDRSTRLEN];
+
+    if (s->data.fd < 0 && s->lent)
+        called(s->lent);
+    if (s->data.fd < 0 || getsockname(s->data.fd, (struct sockaddr *)&name[0], &size) ||
+        getpeername(s->data.fd, (struct sockaddr *)&name[1], &size)) {
+        reply(s, "211 No data connection.");
+        return;
+    }
+    for (int i = 0; i < 2; i++)
+        inet_ntop(AF_INET6, &name[i].sin6_addr, host[i], sizeof host[i]);
+    reply(s, "211 From %s %u to %s %u", host[0], ntohs(name[0].sin6_port), host[1], ntohs(name[1].sin6_port));
 }
 
 static bool lend(struct session *s)
@@ -270,6 +335,14 @@ static bool size_of(const char *path, uint64_t *size)
     return !*tail;
 }
 
+/* "slices-of-1048576": a file without an end, of which each slice is asked for, or acknowledged, with one octet. */
+static bool slice_of(const char *path, uint64_t *size)
+{
+    static const char name[] = "slices-of-";
+
+    return !strncmp(path, name, sizeof name - 1) && size_of(path + sizeof name - 1, size) && *size;
+}
+
 static void command(struct session *s, char *line)
 {
     const char *argument = strchr(line, ' ');
@@ -298,11 +371,15 @@ static void command(struct session *s, char *line)
         reply(s, parse_call(s, argument, verb[0] == 'E') ? "200 I shall call." : "501 That is no address of yours.");
     } else if (IS("RETR")) {
         if (size_of(argument, &size))
-            start(s, SENDING, size);
+            start(s, SENDING, size, 0);
+        else if (slice_of(argument, &size))
+            start(s, SENDING, 0, size);
         else
             reply(s, "550 Files are named by their size: /1k, /1g, /12345.");
     } else if (IS("STOR")) {
-        start(s, RECEIVING, 0);
+        start(s, RECEIVING, 0, slice_of(argument, &size) ? size : 0);
+    } else if (IS("STAT")) {
+        ends(s);
     } else if (IS("QUIT")) {
         reply(s, "221 Goodbye.");
         end(s);

@@ -25,6 +25,11 @@ def _rows(
             yield f"{title} {words}", cells
 
 
+def _between(found: Mapping[str, Any]) -> str:
+    """The interval, if there is one."""
+    return " [{:.3f}, {:.3f}]".format(*found["interval"]) if "interval" in found else ""
+
+
 def summary(result: Mapping[str, Any], ways: Sequence[str]) -> str:
     """`result` as text, without a line feed at the end."""
     rows: list[Row] = [("", list(ways))]
@@ -50,10 +55,20 @@ def summary(result: Mapping[str, Any], ways: Sequence[str]) -> str:
         if len(rows) > 1
         else []
     )
+    kernel = result.get("kernel", {})
+    compared = {
+        f"{verb}, {where.replace('_', ' ')}": found
+        for where, verbs in kernel.get("throughput", {}).items()
+        for verb, found in verbs.items()
+    }
+    for title, found in (compared | kernel.get("packets", {})).items():
+        cells = [f"{way} {each['ratio']:.3f}{_between(each)}" for way, each in found.items() if "ratio" in each]
+        lines.append(f"{title}, ratio to a plain gateway: {', '.join(cells)}")
     if memory := result.get("memory"):
         lines.append(f"memory of an idle session ({memory['way']}): {memory['kib_per_idle_session']} KiB")
-    for name, target in result.get("kernel", {}).get("targets", {}).items():
-        ((limit, value),) = [(key, target[key]) for key in target if key not in ("found", "met")]
+    for name, target in kernel.get("targets", {}).items():
+        ((limit, value),) = [(key, target[key]) for key in target if key not in ("found", "interval", "met", "where")]
         verdict = "met" if target["met"] else "MISSED"
-        lines.append(f"kernel plane, {name}: {target['found']} ({limit.replace('_', ' ')} {value}: {verdict})")
+        found = f"{target['found']}{_between(target)}"
+        lines.append(f"kernel plane, {name}: {found} ({limit.replace('_', ' ')} {value}: {verdict})")
     return "\n".join(lines)

@@ -1,5 +1,8 @@
 """client | gateway | server: three network namespaces in a row, joined by two veth pairs.
 
+For the kernel plane there is a second gateway beside the first, with interfaces of its own at both ends, that does
+nothing but masquerade.
+
 The client has one address for each way to the server, so that the ways can be measured in turn with the proxy and
 its rules in place all the time: the rules of a service match its own client address only.  It is also what keeps
 their TIME_WAIT sockets apart, for a transparent socket in TIME_WAIT on the gateway would swallow the packets of a
@@ -22,9 +25,25 @@ from types import TracebackType
 
 from .tools import BenchError
 
-__all__ = ["CLIENTS", "DIRECT", "GATEWAY_INSIDE", "GATEWAY_OUTSIDE", "SERVER", "Topology"]
+__all__ = [
+    "CLIENTS",
+    "DIRECT",
+    "GATEWAY_INSIDE",
+    "GATEWAY_OUTSIDE",
+    "NULL",
+    "PLAIN",
+    "PLAIN_CLIENTS",
+    "PLAIN_OUTSIDE",
+    "PLAIN_SERVER",
+    "SERVER",
+    "Topology",
+]
 
 DIRECT = "direct"
+PLAIN = "plain"
+"""By way of the second gateway."""
+NULL = "null"
+"""Likewise, from another address."""
 CLIENTS = {
     DIRECT: "10.83.1.10",
     "tproxy": "10.83.1.20",
@@ -35,6 +54,10 @@ CLIENTS = {
 GATEWAY_INSIDE = "10.83.1.1"
 GATEWAY_OUTSIDE = "10.83.2.1"
 SERVER = "10.83.2.2"
+PLAIN_INSIDE = "10.83.3.1"
+PLAIN_OUTSIDE = "10.83.4.1"
+PLAIN_SERVER = "10.83.4.2"
+PLAIN_CLIENTS = {PLAIN: "10.83.3.10", NULL: "10.83.3.20"}
 
 CONNTRACK = {
     f"net.netfilter.nf_conntrack_tcp_timeout_{state}": "2"
@@ -61,12 +84,15 @@ def run(*command: str, text: str | None = None) -> str:
 class Topology:
     """A context manager; leaving it removes the namespaces, which takes everything inside them along."""
 
-    def __init__(self, *, nat: bool, cores: Sequence[int] = ()) -> None:
-        """`cores`: one each for the processes of client, gateway and server; none: where the scheduler puts them."""
+    def __init__(self, *, nat: bool, plain: bool = False, cores: Sequence[int] = ()) -> None:
+        """`nat`: the gateway masquerades.  `plain`: there is a second gateway, that does nothing else.  `cores`: one
+        each for the processes of client, gateway and server; none: where the scheduler puts them."""
         self._nat = nat
-        spaces = [f"ftpb-{os.getpid()}-{who}" for who in ("client", "gateway", "server")]
-        self.client, self.gateway, self.server = spaces
-        self._cores = dict(zip(spaces, cores, strict=True)) if cores else {}
+        self._spaces = [f"ftpb-{os.getpid()}-{who}" for who in ("client", "gateway", "server", "plain")]
+        self.client, self.gateway, self.server, self.plain = self._spaces
+        if not plain:
+            self._spaces.remove(self.plain)
+        self._cores = dict(zip(self._spaces, cores, strict=False))
 
     def __enter__(self) -> Topology:
         try:
@@ -82,28 +108,52 @@ class Topology:
         self._remove()
 
     def _build(self) -> None:
-        for space in (self.client, self.gateway, self.server):
+        for space in self._spaces:
             run("ip", "netns", "add", space)
             run("ip", "-n", space, "link", "set", "lo", "up")
-        for one, name, address, other, peer, peer_addresses in (
-            (self.gateway, "to-client", GATEWAY_INSIDE, self.client, "eth0", list(CLIENTS.values())),
-            (self.gateway, "to-server", GATEWAY_OUTSIDE, self.server, "eth0", [SERVER]),
-        ):
-            run("ip", "link", "add", name, "netns", one, "type", "veth", "peer", "name", peer, "netns", other)
-            run("ip", "-n", one, "addr", "add", f"{address}/24", "dev", name)
-            run("ip", "-n", one, "link", "set", name, "up")
-            for peer_address in peer_addresses:
-                run("ip", "-n", other, "addr", "add", f"{peer_address}/24", "dev", peer)
-            run("ip", "-n", other, "link", "set", peer, "up")
-            run("ip", "-n", other, "route", "add", "default", "via", address)
         self.sysctl(self.client, {"net.ipv4.ip_local_port_range": "1024 65535"})
-        self.sysctl(self.gateway, {"net.ipv4.ip_forward": "1", "net.ipv4.ip_local_port_range": "30000 65535"})
+        self._join(self.gateway, "eth0", GATEWAY_INSIDE, list(CLIENTS.values()), GATEWAY_OUTSIDE, SERVER, "default")
+        self.sysctl(self.gateway, {"net.ipv4.ip_local_port_range": "30000 65535"})
+        if self.plain in self._spaces:
+            clients = list(PLAIN_CLIENTS.values())
+            self._join(self.plain, "eth1", PLAIN_INSIDE, clients, PLAIN_OUTSIDE, PLAIN_SERVER, PLAIN_SERVER)
+        run("ip", "-n", self.server, "route", "add", "default", "via", GATEWAY_OUTSIDE)
+
+    def _join(
+        self, gateway: str, name: str, inside: str, clients: Sequence[str], outside: str, server: str, there: str
+    ) -> None:
+        """Client, `gateway` and server: interfaces called `name` at the ends, and the client's route to `there`."""
+        for link, address, peer, peer_addresses in (
+            ("to-client", inside, self.client, clients),
+            ("to-server", outside, self.server, [server]),
+        ):
+            run("ip", "link", "add", link, "netns", gateway, "type", "veth", "peer", "name", name, "netns", peer)
+            run("ip", "-n", gateway, "addr", "add", f"{address}/24", "dev", link)
+            run("ip", "-n", gateway, "link", "set", link, "up")
+            for peer_address in peer_addresses:
+                run("ip", "-n", peer, "addr", "add", f"{peer_address}/24", "dev", name)
+            run("ip", "-n", peer, "link", "set", name, "up")
+        run("ip", "-n", self.client, "route", "add", there, "via", inside)
+        self.sysctl(gateway, {"net.ipv4.ip_forward": "1"})
         if self._nat:
-            run(*self.inside(self.gateway, ["nft", "-f", "-"]), text=MASQUERADE)
+            run(*self.inside(gateway, ["nft", "-f", "-"]), text=MASQUERADE)
 
     def shorten_conntrack(self) -> None:
         """To be called when the proxy's rules stand: before the first of them there may be no connection tracking."""
-        run(*self.inside(self.gateway, ["sysctl", "-q", "-e", "-w", *(f"{k}={v}" for k, v in CONNTRACK.items())]))
+        for gateway in {self.gateway, self.plain}.intersection(self._spaces):
+            run(*self.inside(gateway, ["sysctl", "-q", "-e", "-w", *(f"{k}={v}" for k, v in CONNTRACK.items())]))
+
+    def steer(self, ends: int | None, gateways: int | None) -> bool:
+        """Have packets that arrive at client and server, and at the gateways, handled on that core, as if these were
+        machines (Documentation/networking/scaling.rst, RPS); None: where they were sent.  False where the kernel does
+        not let us: it asks for CAP_NET_ADMIN outside of all namespaces."""
+        for space in self._spaces:
+            core = gateways if space in (self.gateway, self.plain) else ends
+            mask = 0 if core is None else 1 << core
+            command = f"for queue in /sys/class/net/*/queues/rx-0/rps_cpus; do echo {mask:x} > $queue || exit; done"
+            if subprocess.run(self.inside(space, ["sh", "-c", command]), capture_output=True).returncode:
+                return False
+        return True
 
     def conntrack_drops(self) -> int:
         """Packets that the gateway dropped because connection tracking had no room; 0 where it is not there."""
@@ -114,8 +164,19 @@ class Topology:
         column = table[0].split().index("drop")
         return sum(int(row.split()[column], 16) for row in table[1:])
 
+    def evidence(self) -> str:
+        """What the three kernels have counted, for whoever has to explain a failure."""
+        told = ""
+        for space in self._spaces:
+            command = ["sh", "-c", "nstat -as; cat /proc/net/stat/nf_conntrack"]
+            done = subprocess.run(
+                self.inside(space, command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            told += f"--- {space}\n{done.stdout}"
+        return told
+
     def _remove(self) -> None:
-        for space in (self.client, self.gateway, self.server):
+        for space in self._spaces:
             subprocess.run(["ip", "netns", "del", space], capture_output=True)
 
     def sysctl(self, space: str, values: dict[str, str]) -> None:

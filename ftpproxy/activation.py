@@ -22,8 +22,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterable, MutableMapping, Sequence
-from itertools import islice
+from collections.abc import MutableMapping, Sequence
 
 from attrs import define, frozen
 
@@ -31,8 +30,6 @@ __all__ = ["Inherited", "NotifyError", "Supervisor", "inherited"]
 
 FIRST = 3
 """SD_LISTEN_FDS_START."""
-MOST_DESCRIPTORS = 253
-"""That one message may carry (SCM_MAX_FD of the kernel)."""
 MOST_STATUS = 200
 BARRIER_SECONDS = 10.0
 
@@ -144,12 +141,10 @@ class Supervisor:
             self._next_sign = now + self.watchdog / 2 - 1.0
             self.say("WATCHDOG=1")
 
-    def store(self, name: str, descriptors: Iterable[int]) -> None:
-        """Keep `descriptors` under `name` (printable ASCII without a colon, at most 255 characters) for the next
+    def store(self, name: str, descriptor: int) -> None:
+        """Keep `descriptor` under `name` (printable ASCII without a colon, at most 255 characters) for the next
         process.  Raises `NotifyError`."""
-        rest = iter(descriptors)
-        while some := list(islice(rest, MOST_DESCRIPTORS)):
-            self.say("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=some)
+        self.say("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=[descriptor])
 
     def forget(self, name: str) -> None:
         """Drop from the store what has that name.  Raises `NotifyError`."""

@@ -1,19 +1,22 @@
 """What a right file can meet on the wrong machine: reasons for a warning, never for an error.
 
-`check` and `serve` say them.  Linux only; elsewhere, and where we may not look, there is nothing to say.
+`check` and `serve` say them.  What is asked of the kernel is Linux's; elsewhere, and where we may not look, there is
+nothing to say.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from attrs import frozen
 
 from . import netfilter, rules
-from .config.values import Config
+from .config.values import Config, MetricsConfig
 
-__all__ = ["PortOverlap", "port_overlaps", "rules_missing"]
+__all__ = ["PortOverlap", "exposition_missing", "port_overlaps", "rules_missing"]
 
 LOCAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """ip(7); it holds for IPv6 as well."""
@@ -44,6 +47,13 @@ def port_overlaps(config: Config, local_ports: Path = LOCAL_PORTS) -> Iterator[P
         low, high = service.data_ports
         if low <= last and first <= high:
             yield PortOverlap(service.name, f"{low}-{high}", f"{first}-{last}")
+
+
+def exposition_missing(config: MetricsConfig) -> str | None:
+    """What to install for the metrics that are asked for; None where nothing is missing."""
+    if config.listen is None or find_spec("prometheus_client") is not None:
+        return None
+    return f"prometheus-client is missing: {sys.executable} -m pip install prometheus-client"
 
 
 def rules_missing(config: Config) -> bool:

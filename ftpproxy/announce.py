@@ -14,9 +14,7 @@ in 227, and wrong only for those that a refusal would fail as well.  Either is o
 from __future__ import annotations
 
 import logging
-import os
 import socket
-import stat
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv6Network
 from typing import ClassVar, Protocol
@@ -24,6 +22,7 @@ from typing import ClassVar, Protocol
 import trio
 from attrs import frozen
 
+from . import files
 from .endpoints import IPAddress, Side, parse_address
 from .log import event
 from .pi.policy import IPNetwork
@@ -156,15 +155,9 @@ class File:
     async def look(self) -> Addresses:
         """Raises `Unknown`, also if a single line is not an address."""
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hold us up
-            try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise Unknown("it is not a regular file")
-                octets = os.read(fd, LARGEST_FILE + 1)
-            finally:
-                os.close(fd)
+            octets = files.read(self.path, LARGEST_FILE + 1)
         except OSError as error:
-            raise Unknown(os.strerror(error.errno or 0)) from None
+            raise Unknown(error.strerror) from None
         if len(octets) > LARGEST_FILE:
             raise Unknown(f"it is longer than {LARGEST_FILE} octets")
         found = []

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 from attrs import evolve
 
 from .carried import Carried, Opening
-from .dtp.plane import Path, Pending
+from .dtp.plane import Foreseen, Path, Pending
 from .endpoints import Endpoint, Side
 from .estate import Estate, Inheritance
 from .freezing import Unthawable, freeze, restore
 from .intercept.interceptor import GateError
 from .metrics import counts
-from .paths import Direction, Tally
+from .paths import Direction, PathSpec, Tally
 from .pi.actions import DropPath, EndTransfer, OpenPath, SettlePath, StartPath
 from .pi.interpreter import ProtocolInterpreter
 from .reasons import Code, Reason, code_of, fields
@@ -82,6 +82,7 @@ class Carriage:
         "_board",
         "_carried",
         "_fell_back",
+        "_foreseen",
         "_open",
         "_opening",
         "_ours",
@@ -100,6 +101,8 @@ class Carriage:
         self._ours = ours
         self._opening: Opening | None = None
         """What the interpreter waits for; it is asked nothing meanwhile."""
+        self._foreseen: Foreseen | None = None
+        """Of the first plane, for the path that is opened next."""
         self._open: Carried | None = None
         """What the next transfer will use."""
         self._transfer: Carried | None = None
@@ -139,10 +142,22 @@ class Carriage:
         return self._opening is not None
 
     def stop_opening(self) -> None:
-        """The path that is being opened is not wanted any more."""
+        """The path that is being opened, or foreseen, is not wanted any more."""
+        self._forget_foreseen()
         if self._opening is not None:
             self._opening.close()
             self._opening = None
+
+    def foresee(self, spec: PathSpec) -> None:
+        """`spec`, but for its port, will probably be opened next.  To be called when nobody waits for us."""
+        self._forget_foreseen()
+        if self._terms.planes:
+            self._foreseen = self._terms.planes[0].foresee(spec)
+
+    def _forget_foreseen(self) -> None:
+        if self._foreseen is not None:
+            self._foreseen.close()
+            self._foreseen = None
 
     # From the interpreter
 
@@ -168,13 +183,16 @@ class Carriage:
             if self._open is not None:
                 carried, self._open = self._open, None
                 carried.path.settle()
-        elif self._open is not None:
-            self._drop(self._open)
+        else:
+            self._forget_foreseen()
+            if self._open is not None:
+                self._drop(self._open)
 
     def _open_path(self, interpreter: ProtocolInterpreter, action: OpenPath) -> None:
         if len(self._carried) >= MOST_PATHS:  # whoever never closes a data connection holds descriptors of ours
             self._drop(next(iter(self._carried.values())))
-        opening = Opening(self._terms.planes, action.spec, self._ours)
+        opening = Opening(self._terms.planes, action.spec, self._ours, self._terms.lobby, self._foreseen)
+        self._foreseen = None
         carried = opening.ask(self)
         if opening.undecided:
             self._opening = opening
@@ -221,6 +239,12 @@ class Carriage:
                 self._opening = None
                 self._principal.tell(lambda interpreter: self._decided(interpreter, opening, carried))
 
+    def reconsidered(self, opening: Opening, carried: Carried | None) -> None:
+        """`Applicant`."""
+        if self._opening is opening:
+            self._opening = None
+            self._principal.tell(lambda interpreter: self._decided(interpreter, opening, carried))
+
     def connected(self, path: Path, side: Side) -> None:
         """`PathOwner`."""
         if carried := self._carried.get(path):
@@ -262,6 +286,7 @@ class Carriage:
 
     def leave(self, estate: Estate) -> CarriageRecord:
         """Write it down for a successor; it is of no further use here."""
+        self._forget_foreseen()
         known = list(dict.fromkeys([*self._carried.values(), *filter(None, [self._transfer])]))
         return CarriageRecord(
             carried=tuple(self._written_down(each, estate) for each in known),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
 from attrs import define, field
 
-from .dtp.plane import DataPlane, Opener, Path, Pending, Refused
+from .dtp.plane import DataPlane, Foreseen, Opener, Path, Pending, Refused
 from .endpoints import Endpoint, Side
 from .freezing import GIVEN
-from .paths import Call, Direction, PathSpec, Tally
+from .lobby import Lobby, Waiting
+from .paths import Await, Call, Direction, PathSpec, Tally
 from .pi.actions import StartPath
 from .reasons import Code, Reason, code_of
 
-__all__ = ["Carried", "Opening"]
+__all__ = ["Applicant", "Carried", "Opening"]
 
 _UNSUITED = Reason(Code.PLANE_UNSUITED, "it does not carry such paths")
 
@@ -114,45 +117,90 @@ class Carried:
 
 
 class Opening:
-    """A path that is being looked for: the planes are asked in their order, and waited for where they ask to be."""
+    """A path that is being looked for: the planes are asked in their order, and waited for where they ask to be.  Where
+    all ports are taken it waits in the `lobby`, and asks all of them again when one is free."""
 
-    def __init__(self, planes: Iterable[DataPlane], spec: PathSpec, ours: Callable[[Endpoint], bool]) -> None:
-        """No plane is asked where a call would come back to us, which `ours` tells."""
+    def __init__(
+        self,
+        planes: Sequence[DataPlane],
+        spec: PathSpec,
+        ours: Callable[[Endpoint], bool],
+        lobby: Lobby | None = None,
+        foreseen: Foreseen | None = None,
+    ) -> None:
+        """No plane is asked where a call would come back to us, which `ours` tells.  `foreseen` is what the first of
+        them has prepared."""
         self.spec = spec
+        self._foreseen = foreseen
         self.pending: Pending | None = None
         """What the last plane that was asked has still to decide."""
         self.refusals: list[tuple[str | None, str]] = []
         """The planes that do not carry it, each with its reason."""
         self._plane = ""
+        self._planes = planes
         self._left = iter(planes)
+        self._lobby = lobby
+        self._waiting: Waiting | None = None
         if any(isinstance(leg, Call) and ours(leg.to) for leg in (spec.client, spec.server)):
             self._left = iter(())
+            self.close()
             self.refusals.append((None, Reason(Code.LOOP, "the way leads back to this proxy")))
 
     @property
     def undecided(self) -> bool:
-        """A plane has still to decide."""
-        return self.pending is not None
+        """A plane has still to decide, or a port is waited for."""
+        return self.pending is not None or self._waiting is not None
 
-    def ask(self, owner: Opener) -> Carried | None:
-        """The path on the first plane that is left and carries it.  None: something is `pending`, or no plane does."""
+    def ask(self, owner: Applicant) -> Carried | None:
+        """The path on the first plane that is left and carries it.  None: it is `undecided`, or no plane does."""
         for plane in self._left:
             self._plane = plane.name
-            answer = plane.open(self.spec, owner) if plane.carries(self.spec) else Refused(_UNSUITED)
+            foreseen, self._foreseen = self._foreseen, None
+            if foreseen is not None:
+                answer = foreseen.open(self.spec, owner)
+            else:
+                answer = plane.open(self.spec, owner) if plane.carries(self.spec) else Refused(_UNSUITED)
             if isinstance(answer, Pending):
                 self.pending = answer
+                self._stop_waiting()
                 return None
             if not isinstance(answer, Refused):
+                self._stop_waiting()
                 return Carried(answer, plane.name, self.spec)
             self.refusals.append((plane.name, answer.why))
+        if all(code_of(why, Code.PLANE_FAILED) is not Code.PLANE_PORTS for _, why in self.refusals):
+            self._stop_waiting()
+        elif self._waiting is None and self._lobby is not None:
+            awaited = [leg for leg in (self.spec.client, self.spec.server) if isinstance(leg, Await)]
+            places = [(leg.at.host, leg.peer) for leg in awaited]
+            self._waiting = self._lobby.wait(places, partial(self._again, owner), partial(self._in_vain, owner))
         return None
+
+    def _again(self, owner: Applicant) -> bool:
+        """A port is free, it is said: ask everybody once more.  Whether somebody has taken it for us."""
+        self.refusals.clear()
+        self._left = iter(self._planes)
+        carried = self.ask(owner)
+        if not self.undecided:
+            owner.reconsidered(self, carried)
+        return carried is not None or self.pending is not None
+
+    def _in_vain(self, owner: Applicant) -> None:
+        self._stop_waiting()
+        owner.reconsidered(self, None)
+
+    def _stop_waiting(self) -> None:
+        """It waits no more, nor a second time."""
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = self._lobby = None
 
     def opened(self, path: Path) -> Carried:
         """What was pending stands."""
         self.pending = None
         return Carried(path, self._plane, self.spec)
 
-    def refused(self, why: str, owner: Opener) -> Carried | None:
+    def refused(self, why: str, owner: Applicant) -> Carried | None:
         """What was pending does not come; as `ask` for the other planes."""
         self.pending = None
         self.refusals.append((self._plane, why))
@@ -160,6 +208,16 @@ class Opening:
 
     def close(self) -> None:
         """Nobody wants it any more."""
+        if self._foreseen is not None:
+            self._foreseen.close()
+            self._foreseen = None
         if self.pending is not None:
             self.pending.close()
             self.pending = None
+        self._stop_waiting()
+
+
+class Applicant(Opener, Protocol):
+    """Who looks for a path: also told what came of it where it had to wait for a port."""
+
+    def reconsidered(self, opening: Opening, carried: Carried | None) -> None: ...

@@ -1,4 +1,4 @@
-"""A channel: one non-blocking control socket with what could not be written to it yet."""
+"""Channels: the two non-blocking sockets of a control connection, each with what could not be written to it yet."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import socket
 from collections.abc import Callable, Iterable
 
 from . import sockets
+from .endpoints import Side
 from .estate import Estate
 from .switchboard import READ, WRITE, Switchboard
 
-__all__ = ["MOST_UNSENT", "Channel"]
+__all__ = ["MOST_UNSENT", "Channel", "Channels"]
 
 MOST_READ = 16 * 1024
 """Octets that one `receive` takes: everybody gets a turn."""
@@ -141,3 +142,27 @@ class Channel:
         except OSError:
             pass  # nothing there, closed already, or the peer is gone: all fine
         self._sock.close()
+
+
+class Channels(dict[Side, Channel]):
+    """Of one session: the client's, and the server's once there is one."""
+
+    def read(self, *, client: bool, server: bool) -> None:
+        """Whom to read, unless too much is unsent: what a client says makes both of them speak, what a server says only
+        the client."""
+        to_client, to_server = self[Side.CLIENT], self[Side.SERVER]
+        clear = to_client.unsent <= MOST_UNSENT
+        to_client.want(read=client and clear and to_server.unsent <= MOST_UNSENT)
+        to_server.want(read=server and clear)
+
+    def breach(self) -> tuple[Side, OSError] | None:
+        """A side that is not read at present and has reset its connection, which nobody else would tell us."""
+        for side, channel in self.items():
+            if (error := channel.breach()) is not None:
+                return side, error
+        return None
+
+    def close(self) -> None:
+        """Close what there is."""
+        for channel in self.values():
+            channel.close()

@@ -32,6 +32,7 @@ from attrs import frozen
 from . import sockets
 from .endpoints import Endpoint, IPAddress
 from .estate import Estate, Inheritance
+from .lobby import Lobby
 from .log import event
 from .metrics import counts
 from .switchboard import READ, Switchboard
@@ -106,6 +107,7 @@ class _Door:
         del self.expected[guest.caller]
         if not self.expected:
             self._doors.shut(self)
+        self._doors.lobby.freed((self.at.host, guest.caller))
 
     def leave_to(self, estate: Estate) -> None:
         self.watch.close()
@@ -159,6 +161,8 @@ class Doors:
 
     def __init__(self, board: Switchboard) -> None:
         self.board = board
+        self.lobby = Lobby(board)
+        """Who waits for a place that is taken."""
         self.full: list[_Door] = []
         """Doors that found no descriptor for a call."""
         self._doors: dict[Endpoint, _Door] = {}
@@ -194,7 +198,12 @@ class Doors:
         """Keep a place, which is not `taken`, for one path; call what is returned, once, to give it back."""
         place = at, caller
         self._reserved.add(place)
-        return partial(self._reserved.discard, place)
+        return partial(self._give_back, place)
+
+    def _give_back(self, place: tuple[Endpoint, IPAddress]) -> None:
+        self._reserved.discard(place)
+        at, caller = place
+        self.lobby.freed((at.host, caller))
 
     def shut(self, door: _Door) -> None:
         """The last one has come."""
@@ -221,6 +230,7 @@ class Doors:
     def close(self) -> None:
         """Shut all of them; nobody is told."""
         self.board.unsweep(self._sweep)
+        self.lobby.close()
         for door in list(self._doors.values()):
             self.shut(door)
 

@@ -159,12 +159,12 @@ class Inheritance:
         if not lines or lines.pop():
             self.damaged.append("the last record is cut short")
         records = []
-        for line in lines:
+        for number, line in enumerate(lines, 2):
             record = _parsed(line)
             if isinstance(record, list) and len(record) == 2 and isinstance(record[0], str):
                 records.append((record[0], record[1]))
             else:
-                self.damaged.append(f"not a record: {line[:40]!r}")
+                self.damaged.append(f"line {number}, {len(line)} octets, is not a record")
         return records
 
     def _read_header(self, header: Any) -> None:

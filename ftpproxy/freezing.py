@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class Unthawable(ValueError):
-    """A text that is not the state of such an object; says where in it and why."""
+    """A text that is not the state of such an object; says where in it and why, and nothing of what it holds."""
 
 
 class _Codec(NamedTuple):
@@ -107,14 +107,26 @@ def _fields(cls: Hashable) -> dict[str, tuple[attrs.Attribute[Any], Any]]:
 
 def _check_fields(cls: type, frozen: Any, known: collections.abc.Container[str]) -> None:
     if not isinstance(frozen, dict):
-        raise Unthawable(f"{_shown(frozen)} is not an object, for a {cls.__name__}")
-    if unknown := [name for name in frozen if name not in known]:
-        raise Unthawable(f"a {cls.__name__} has no field {_shown(unknown[0])}")
+        raise Unthawable(f"{_kind(frozen)} is not an object, for a {cls.__name__}")
+    if not all(name in known for name in frozen):
+        raise Unthawable(f"a field is there that no {cls.__name__} has")
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _kind(value: Any) -> str:
+    """What sort of JSON it is, and nothing of what it says: a state may hold a password."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case str():
+            return f"a string of {len(value)} characters"
+        case list():
+            return f"a list of {len(value)}"
+        case dict():
+            return "an object"
+        case _:
+            return "a number"
 
 
 # One codec a kind
@@ -146,7 +158,7 @@ def _same(value: Any) -> Any:
 def _scalar(*kinds: type) -> _Codec:
     def thaw(frozen: Any) -> Any:
         if type(frozen) not in kinds:
-            raise Unthawable(f"{_shown(frozen)} is not a {kinds[0].__name__}")
+            raise Unthawable(f"{_kind(frozen)} is not a {kinds[0].__name__}")
         return frozen
 
     return _Codec(_same, thaw)
@@ -159,7 +171,7 @@ def _text(freeze: Callable[[Any], str], parse: Callable[[str], Any], what: str) 
                 return parse(frozen)
         except ValueError:
             pass
-        raise Unthawable(f"{_shown(frozen)} is not {what}")
+        raise Unthawable(f"{_kind(frozen)} is not {what}")
 
     return _Codec(freeze, thaw)
 
@@ -183,7 +195,7 @@ _PLAIN: dict[Any, _Codec] = {
 def _enum(kind: type[Enum]) -> _Codec:
     def thaw(frozen: Any) -> Enum:
         if not isinstance(frozen, str) or frozen not in kind.__members__:
-            raise Unthawable(f"{_shown(frozen)} is no {kind.__name__}")
+            raise Unthawable(f"{_kind(frozen)} is no {kind.__name__}")
         return kind[frozen]
 
     return _Codec(lambda member: member.name, thaw)
@@ -214,9 +226,9 @@ def _tagged(kinds: dict[str, type]) -> _Codec:
 
     def thaw(frozen: Any) -> Any:
         if not isinstance(frozen, list) or len(frozen) != 2 or not isinstance(frozen[0], str):
-            raise Unthawable(f"{_shown(frozen)} is not a class and its state")
+            raise Unthawable(f"{_kind(frozen)} is not a class and its state")
         if frozen[0] not in codecs:
-            raise Unthawable(f"{_shown(frozen[0])} is none of {', '.join(codecs)}")
+            raise Unthawable(f"{_kind(frozen[0])} is none of {', '.join(codecs)}")
         return _Place(frozen[0])(codecs[frozen[0]].thaw, frozen[1])
 
     return _Codec(freeze, thaw)
@@ -240,7 +252,7 @@ def _container(kind: Any, origin: Any, arguments: tuple[Any, ...]) -> _Codec:
 def _many(item: _Codec, make: Callable[[Any], Any]) -> _Codec:
     def thaw(frozen: Any) -> Any:
         if not isinstance(frozen, list):
-            raise Unthawable(f"{_shown(frozen)} is not a list")
+            raise Unthawable(f"{_kind(frozen)} is not a list")
         return make([item.thaw(each) for each in frozen])
 
     return _Codec(lambda values: [item.freeze(each) for each in values], thaw)
@@ -249,7 +261,7 @@ def _many(item: _Codec, make: Callable[[Any], Any]) -> _Codec:
 def _fixed(items: list[_Codec], make: Callable[[Any], Any]) -> _Codec:
     def thaw(frozen: Any) -> Any:
         if not isinstance(frozen, list) or len(frozen) != len(items):
-            raise Unthawable(f"{_shown(frozen)} is not a list of {len(items)}")
+            raise Unthawable(f"{_kind(frozen)} is not a list of {len(items)}")
         return make([item.thaw(each) for item, each in zip(items, frozen, strict=True)])
 
     return _Codec(lambda values: [item.freeze(each) for item, each in zip(items, values, strict=True)], thaw)

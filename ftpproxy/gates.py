@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["element_seconds", "gate_of", "must_ask_pf", "needs_engine", "open_lookup"]
+__all__ = ["element_seconds", "gate_of", "least_data_port", "must_ask_pf", "needs_engine", "open_lookup"]
 
 
 def element_seconds(config: ServiceConfig) -> float:
@@ -90,6 +90,18 @@ def needs_engine(services: Iterable[ServiceConfig]) -> bool:
             and service.redirection_on(sys.platform) in ("rdr", "divert")
         )
         for service in services
+    )
+
+
+def least_data_port(services: Iterable[ServiceConfig]) -> int:
+    """The lowest port, but 20, that data connections of theirs may have anywhere."""
+    return min(
+        port
+        for service in services
+        for port in (
+            service.data_ports.first,
+            *(policy.min_data_port for policy in (service.policy, *(rule.policy for rule in service.rules))),
+        )
     )
 
 

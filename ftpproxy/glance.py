@@ -56,7 +56,8 @@ class Glance:
     """Since either side spoke or a data connection carried."""
     user: str = ""
     command: str = ""
-    """The verb that the server owes a reply to; nothing if it owes none."""
+    """The verb that the server owes a reply to, else that of a transfer that is still on its way; nothing if there is
+    neither."""
     file: str = ""
     """What stands behind it."""
     load: Load | None = None

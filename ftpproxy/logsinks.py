@@ -24,6 +24,7 @@ import socket
 import struct
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from .log import STDERR, Format, event
@@ -74,7 +75,7 @@ class Lost:
 lost = Lost()
 
 
-class _Sink(logging.Handler):
+class _Sink(logging.Handler, ABC):
     """Writes a record, or loses it."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -88,9 +89,9 @@ class _Sink(logging.Handler):
             if record.name != __name__:
                 lost.tell()
 
+    @abstractmethod
     def write(self, record: logging.LogRecord) -> None:
         """Raises `OSError`."""
-        raise NotImplementedError
 
 
 class StandardError(_Sink):
@@ -134,8 +135,8 @@ class _Datagrams(_Sink):
     def write(self, record: logging.LogRecord) -> None:
         self._socket.sendto(self.datagram(record), self._path)
 
-    def datagram(self, record: logging.LogRecord) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def datagram(self, record: logging.LogRecord) -> bytes: ...
 
     def close(self) -> None:
         self._socket.close()

@@ -49,12 +49,13 @@ from .nfmessages import (
     answers,
     awaited,
     called,
-    carried,
     failure,
+    led,
     of_path,
     pack_batch,
     pack_questions,
     pack_table_question,
+    success,
 )
 
 __all__ = [
@@ -67,8 +68,8 @@ __all__ = [
     "NoPermission",
     "awaited",
     "called",
-    "carried",
     "has_table",
+    "led",
     "of_path",
 ]
 
@@ -99,6 +100,8 @@ def has_table(name: str) -> bool | None:
     return False if answer.error == errno.ENOENT else None
 
 
+_MOST_ANSWERS = 8192
+"""Octets that one recv takes: the kernel packs no more into one datagram (NLMSG_GOODSIZE)."""
 MOST_IN_A_BATCH = 100
 """Answers to more might not fit the receive buffer (208 KiB by default, 1 to 2 KiB for each)."""
 
@@ -159,7 +162,9 @@ class Elements:
         for element in elements:
             if (known := self._standing.get((element.map, element.key))) is not None and known[1] > now:
                 raise failure(errno.EEXIST)
-        fresh = tuple(element for element in elements if not self._is_left(element, now))
+        fresh = elements
+        if self._left:
+            fresh = tuple(element for element in elements if not self._is_left(element, now))
         if fresh or not elements:
             try:
                 self._exchange(fresh, add=True)
@@ -192,11 +197,11 @@ class Elements:
         for element in elements:
             self._standing.pop((element.map, element.key), None)
 
-    def read(self, *elements: Element) -> list[Count]:
-        """What each of them has counted; nothing for one that is gone.  Raises `OSError`."""
+    def read(self, *elements: Element) -> list[Count | None]:
+        """What each of them has counted, if it counts; None for one that is not there.  Raises `OSError`."""
         first = self._number(len(elements))
         self._socket.send(pack_questions(elements, sequence=first))
-        counts = [Count()] * len(elements)
+        counts: list[Count | None] = [None] * len(elements)
         for answer in self._answers():
             if answer.error is None and 0 <= answer.number - first < len(elements):
                 counts[answer.number - first] = answer.counted
@@ -286,13 +291,17 @@ class Elements:
     def _exchange(self, elements: tuple[Element, ...], *, add: bool) -> None:
         if not 1 <= len(elements) <= MOST_IN_A_BATCH:
             raise ValueError(f"{len(elements)} elements in a batch; 1 to {MOST_IN_A_BATCH} can be")
-        self._socket.send(pack_batch(elements, add=add, sequence=self._number(len(elements) + 2)))
-        errors = [answer.error for answer in self._answers() if answer.error is not None]
+        self._socket.send(pack_batch(elements, add=add))
+        try:
+            first = self._socket.recv(_MOST_ANSWERS, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            raise OSError(errno.EPROTO, "nftables did not answer") from None
+        if success(first):
+            return
+        errors = [answer.error for answer in (*answers(first), *self._answers()) if answer.error is not None]
         for error in errors:
             if error:
                 raise failure(error)
-        if not errors:
-            raise OSError(errno.EPROTO, "nftables did not answer")
 
     def _number(self, messages: int) -> int:
         """The first of so many numbers."""
@@ -307,6 +316,6 @@ class Elements:
         found: list[Answer] = []
         while True:
             try:
-                found += answers(self._socket.recv(8192, socket.MSG_DONTWAIT))
+                found += answers(self._socket.recv(_MOST_ANSWERS, socket.MSG_DONTWAIT))
             except BlockingIOError:
                 return found

@@ -27,12 +27,14 @@ __all__ = [
     "answers",
     "awaited",
     "called",
-    "carried",
     "failure",
+    "led",
     "of_path",
     "pack_batch",
+    "pack_nat_chain",
     "pack_questions",
     "pack_table_question",
+    "success",
 ]
 
 TABLE = "ftpproxy"
@@ -49,6 +51,7 @@ _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _NEW_ELEMENT, _DELETE_ELEMENT = _SUBSYSTEM << 8 | 12, _SUBSYSTEM << 8 | 14  # NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM
 _GET_ELEMENT = _SUBSYSTEM << 8 | 13  # NFT_MSG_GETSETELEM
 _GET_TABLE = _SUBSYSTEM << 8 | 1  # NFT_MSG_GETTABLE
+_NEW_TABLE, _NEW_CHAIN, _NEW_RULE = (_SUBSYSTEM << 8 | kind for kind in (0, 3, 6))  # NFT_MSG_NEW...
 _TABLE_NAME, _TABLE_HANDLE = 1, 4  # NFTA_TABLE_NAME, NFTA_TABLE_HANDLE
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
 _LIST_ELEMENT = 1  # NFTA_LIST_ELEM
@@ -64,6 +67,8 @@ _NESTED = 0x8000  # NLA_F_NESTED
 
 _header = struct.Struct("=IHHIIBBH")  # struct nlmsghdr, then struct nfgenmsg with res_id (network order)
 _attribute_head = struct.Struct("=HH")  # struct nlattr
+_LONG_ACK = 36  # struct nlmsghdr and struct nlmsgerr, which has the header of the message in question
+_ERROR_KIND = struct.pack("=H", _ERROR)
 _answer = struct.Struct("=IHHIIi")  # struct nlmsghdr, then the error of struct nlmsgerr
 
 
@@ -76,8 +81,11 @@ class Element(NamedTuple):
     seconds: float = ELEMENT_SECONDS
 
 
+_port = struct.Struct("!Hxx").pack
+
+
 def _host_port(host: IPAddress, port: int) -> bytes:
-    return host.packed + struct.pack("!Hxx", port)
+    return host.packed + _port(port)
 
 
 class Count(NamedTuple):
@@ -103,9 +111,17 @@ def called(source: IPAddress, to: Endpoint, seen: Endpoint, *, seconds: float = 
     return Element(f"called{to.host.version}", key, seen.host.packed, seconds)
 
 
-def carried(peer: IPAddress, at: Endpoint, to: Endpoint, *, seconds: float = ELEMENT_SECONDS) -> Element:
-    """As `awaited`, but carried by the kernel, and for one connection if `of_path("once", ...)` stands beside it."""
-    return awaited(peer, at, to, seconds=seconds)._replace(map=f"carried{at.host.version}")
+def led(once: Element, to: Endpoint, seen: Endpoint) -> tuple[Element, Element]:
+    """What leads whoever is awaited by `once`, an element of that set, on to `to`, where he is seen as coming from
+    `seen`: `carried` and `called` of the same caller, who may call as long.  All are of one family."""
+    version = to.host.version
+    target = _host_port(*to)
+    key = once.key[: len(target) - 4] + target
+    if seen.port:
+        out = Element(f"pinned{version}", key, _host_port(*seen), once.seconds)
+    else:
+        out = Element(f"called{version}", key, seen.host.packed, once.seconds)
+    return Element(f"carried{version}", once.key, target, once.seconds), out
 
 
 def of_path(kind: str, peer: IPAddress, at: Endpoint, *, seconds: float = ELEMENT_SECONDS) -> Element:
@@ -173,25 +189,27 @@ class _Form:
 
 _form = functools.cache(_Form)
 
+_BEGIN = _message(_BATCH_BEGIN, _REQUEST, 0, 0, _SUBSYSTEM)
+_END = _message(_BATCH_END, _REQUEST, 0, 0, _SUBSYSTEM)
 
-def pack_batch(elements: tuple[Element, ...], *, add: bool, sequence: int = 0) -> bytes:
-    """One transaction that adds, or removes, all `elements` or none; message i has number `sequence` + 1 + i.
+
+def pack_batch(elements: tuple[Element, ...], *, add: bool) -> bytes:
+    """One transaction that adds, or removes, all `elements` or none; message i has number 1 + i.
 
     Only the last is acknowledged: what goes wrong with another one is reported in any case.
     """
     flags = _REQUEST | _CREATE | _EXCLUSIVE if add else _REQUEST
-    messages = [_message(_BATCH_BEGIN, _REQUEST, sequence, 0, _SUBSYSTEM)]
-    last = sequence + len(elements)
-    for number, element in enumerate(elements, sequence + 1):
+    messages = [_BEGIN]
+    last = len(elements)
+    for number, element in enumerate(elements, 1):
         if number == last:
             flags |= _ACK
+        name, key, data, _ = element
         if add:
-            form = _form(_NEW_ELEMENT, element.map, len(element.key), len(element.data))
-            messages.append(form.whole(flags, number, element))
+            messages.append(_form(_NEW_ELEMENT, name, len(key), len(data)).whole(flags, number, element))
         else:
-            form = _form(_DELETE_ELEMENT, element.map, len(element.key), None)
-            messages.append(form.key_only(flags, number, element.key))
-    messages.append(_message(_BATCH_END, _REQUEST, last + 1, 0, _SUBSYSTEM))
+            messages.append(_form(_DELETE_ELEMENT, name, len(key), None).key_only(flags, number, key))
+    messages.append(_END)
     return b"".join(messages)
 
 
@@ -269,6 +287,56 @@ def answers(datagram: bytes) -> Iterator[Answer]:
         at += (length + 3) & ~3
 
 
+def success(datagram: bytes) -> bool:
+    """Whether this is the acknowledgement of a batch, so that nothing else comes."""
+    return len(datagram) == _LONG_ACK and datagram[4:6] == _ERROR_KIND and datagram[16:20] == bytes(4)
+
+
 def failure(code: int) -> OSError:
     """What `Answer.error` means for whoever asked."""
     return OSError(code, f"nftables, table inet {TABLE}: {os.strerror(code)}")
+
+
+def pack_nat_chain(table: str, *, sequence: int = 0) -> bytes:
+    """One transaction that makes the table `inet TABLE`, owned by the socket that sends it (NFT_TABLE_F_OWNER):
+
+        chain prerouting { type nat hook prerouting priority 0; ct direction original }
+
+    Only the last of its three messages is acknowledged, as in `pack_batch`.
+    """
+    name, chain = _attribute(1, table.encode() + b"\0"), b"prerouting\0"
+    hook = _attribute(1, _number(0)) + _attribute(2, _number(0))  # NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY
+    load = _expression(b"ct\0", _attribute(1, _number(1)) + _attribute(2, _number(1)))  # NFTA_CT_DREG, NFTA_CT_KEY
+    same = _attribute(1, _number(1)) + _attribute(2, _number(0))  # NFTA_CMP_SREG, NFTA_CMP_OP
+    same += _attribute(_NESTED | 3, _attribute(_DATA_VALUE, b"\0"))  # NFTA_CMP_DATA
+    new = _REQUEST | _CREATE | _EXCLUSIVE
+    messages = (
+        (_NEW_TABLE, new, name + _attribute(2, _number(2))),  # NFTA_TABLE_FLAGS
+        # NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_TYPE:
+        (_NEW_CHAIN, new, name + _attribute(3, chain) + _attribute(_NESTED | 4, hook) + _attribute(7, b"nat\0")),
+        # NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS:
+        (
+            _NEW_RULE,
+            _REQUEST | _CREATE | _ACK,
+            name + _attribute(2, chain) + _attribute(_NESTED | 4, load + _expression(b"cmp\0", same)),
+        ),
+    )
+    return b"".join(
+        (
+            _message(_BATCH_BEGIN, _REQUEST, sequence, 0, _SUBSYSTEM),
+            *(
+                _message(kind, flags, number, _FAMILY_INET, 0, payload)
+                for number, (kind, flags, payload) in enumerate(messages, sequence + 1)
+            ),
+            _message(_BATCH_END, _REQUEST, sequence + len(messages) + 1, 0, _SUBSYSTEM),
+        )
+    )
+
+
+def _number(value: int) -> bytes:
+    return struct.pack("!I", value)
+
+
+def _expression(name: bytes, data: bytes) -> bytes:
+    """NFTA_LIST_ELEM with NFTA_EXPR_NAME and NFTA_EXPR_DATA."""
+    return _attribute(_NESTED | 1, _attribute(1, name) + _attribute(_NESTED | 2, data))

@@ -23,6 +23,8 @@ from pathlib import Path
 
 from attrs import frozen
 
+from .files import read
+
 __all__ = ["BadUsersFile", "Users", "line_for"]
 
 N, R, P = 1 << 14, 8, 1
@@ -80,7 +82,7 @@ class Users:
     def read(cls, path: Path | str) -> Users:
         """The users in the file at `path`.  Raises `BadUsersFile`."""
         try:
-            text = Path(path).read_text("utf-8")
+            text = read(path).decode()
         except OSError as error:
             raise BadUsersFile(f"{path} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError:

@@ -12,6 +12,7 @@ from .activation import Inherited
 from .config.values import Config, ServiceConfig
 from .log import event
 from .privileges import Capability, PrivilegeError, become, find, has_other_users
+from .xferlog import Xferlog
 
 __all__ = ["NoSuchUser", "drop_privileges", "given", "needed"]
 
@@ -49,9 +50,11 @@ class NoSuchUser(Exception):
     """The configuration names a user that this system does not have."""
 
 
-def drop_privileges(config: Config, *, table: bool, belongings: Iterable[str] = ()) -> None:
+def drop_privileges(
+    config: Config, *, table: bool, belongings: Iterable[str] = (), xferlog: Xferlog | None = None
+) -> None:
     """Become who the configuration says, if we are root; `table`: we have our own in nftables.  The paths `belongings`
-    become that user's.
+    and the file of the `xferlog` become that user's.
 
     Raises `NoSuchUser`, `PrivilegeError`."""
     name = config.process.user
@@ -65,11 +68,15 @@ def drop_privileges(config: Config, *, table: bool, belongings: Iterable[str] = 
         event(log, logging.WARNING, "privileges.kept", hint=hint)
         return
     keep = needed(config.services, table=table)
-    for path in belongings:
-        try:
+    path = ""
+    try:
+        for path in belongings:
             os.chown(path, account.uid, -1, follow_symlinks=False)  # its directory may be somebody else's
-        except OSError as error:
-            raise PrivilegeError(f'cannot give {path} to the user "{account.name}": {error.strerror}') from error
+        if xferlog is not None:
+            path = xferlog.path
+            xferlog.give(account.uid)
+    except OSError as error:
+        raise PrivilegeError(f'cannot give {path} to the user "{account.name}": {error.strerror}') from error
     become(account, keep)
     event(log, logging.INFO, "privileges.dropped", user=account.name, kept=",".join(sorted(each.name for each in keep)))
 

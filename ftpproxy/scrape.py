@@ -1,8 +1,10 @@
 """The place where metrics are asked for: a responder for `GET /metrics` and nothing else.
 
 HTTP/1.0 as a scraper needs it: one request, one answer, the end.  A request is bounded in octets and in seconds and
-there are few at a time, so whoever can reach the socket can cost us little.  It listens on loopback or on a
-Unix socket, since whoever can read metrics learns how busy a firewall is.
+there are few at a time, so whoever can reach the socket can cost us little.  Who comes when all places are taken gets
+that of whoever has had his longest: a scraper's request is there at once and answered in milliseconds, so no one keeps
+it out by holding connections.  It listens on loopback or on a Unix socket, since whoever can read metrics learns how
+busy a firewall is.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ SECONDS = 5.0
 """For a request and its answer."""
 LONGEST = 8192
 """Octets of a request."""
-AT_ONCE = 8
+AT_ONCE = 32
+BACKLOG = 128
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 log = logging.getLogger(__name__)
@@ -46,10 +49,12 @@ class Scrape:
         self._place = place
         self._render = render
         self._seconds = seconds
+        self._present: dict[trio.CancelScope, None] = {}
+        """Of each connection, the oldest first."""
         try:
             self._socket = _unix(place) if isinstance(place, str) else sockets.bound(place)
             self._socket.setblocking(False)
-            self._socket.listen(AT_ONCE)
+            self._socket.listen(BACKLOG)
         except OSError as error:
             raise CannotServe(f"metrics.listen: {place}: {error.strerror or error}") from error
 
@@ -61,7 +66,6 @@ class Scrape:
     async def run(self) -> None:
         """Answer until cancelled."""
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket.dup()))
-        limit = trio.CapacityLimiter(AT_ONCE)
         async with trio.open_nursery() as nursery, listener:
             while True:
                 try:
@@ -69,12 +73,17 @@ class Scrape:
                 except OSError:  # no descriptor is left: others need them more
                     await trio.sleep(1)
                     continue
-                await limit.acquire_on_behalf_of(stream)
-                nursery.start_soon(self._serve, stream, limit)
+                if len(self._present) == AT_ONCE:
+                    oldest = next(iter(self._present))
+                    del self._present[oldest]
+                    oldest.cancel()
+                scope = trio.move_on_after(self._seconds)
+                self._present[scope] = None
+                nursery.start_soon(self._serve, stream, scope)
 
-    async def _serve(self, stream: trio.SocketStream, limit: trio.CapacityLimiter) -> None:
+    async def _serve(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
         try:
-            with trio.move_on_after(self._seconds):
+            with scope:
                 request = b""
                 while b"\r\n\r\n" not in request and b"\n\n" not in request:
                     octets = await stream.receive_some(LONGEST)
@@ -90,7 +99,7 @@ class Scrape:
         except Exception:
             log.exception("internal.error")  # whoever asked gets no answer
         finally:
-            limit.release_on_behalf_of(stream)
+            self._present.pop(scope, None)
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
 

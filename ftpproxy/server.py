@@ -211,15 +211,11 @@ class Server:
             server=server,
             terms=terms,
             board=self._board,
-            ended=self._ended,
+            ended=self._left,
             ours=self.listeners.listens_at,
             call=call,
         )
-        census = self._census[terms.service]
-        census.sessions.add(session)
-        census.of_client[client.host] += 1
-        for welcome in list(self.newcomers.values()):
-            welcome(session)
+        self._entered(session)
         return session
 
     def receive(
@@ -244,11 +240,7 @@ class Server:
             connected=self._connected,
             ended=self._left,
         )
-        census = self._census[terms.service]
-        census.receptions.add(reception)
-        census.of_client[client.host] += 1
-        for welcome in list(self.newcomers.values()):
-            welcome(reception)
+        self._entered(reception)
         return reception
 
     def _connected(self, reception: Reception, ends: Ends, handover: HandOver) -> None:
@@ -257,17 +249,13 @@ class Server:
         session = self.begin(ends.client, client, orig_server, ends.at, terms, reception.number, call=False)
         self._board.guard(lambda _: session.take_over(ends.server, handover), None, session.crashed)
 
-    def _left(self, reception: Reception) -> None:
-        census = self._census[reception.service]
-        if reception in census.receptions:
-            census.receptions.remove(reception)
-            census.leave(reception.client.host)
+    def _entered(self, guest: Session | Reception) -> None:
+        self._census[guest.service].enter(guest)
+        for welcome in list(self.newcomers.values()):
+            welcome(guest)
 
-    def _ended(self, session: Session) -> None:
-        census = self._census[session.service]
-        if session in census.sessions:
-            census.sessions.remove(session)
-            census.leave(session.client.host)
+    def _left(self, guest: Session | Reception) -> None:
+        self._census[guest.service].leave(guest)
 
     @staticmethod
     def _turn_away(
@@ -414,12 +402,20 @@ class Server:
         event(log, logging.INFO, "stopping", sessions=len(self.guests))
         self.close()
 
-    @staticmethod
-    async def _obey(signals: AsyncIterator[int], orders: Mapping[signal.Signals, Callable[[], object]]) -> None:
+    async def _obey(self, signals: AsyncIterator[int], orders: Mapping[signal.Signals, Callable[[], object]]) -> None:
+        """An order with an internal error ends nothing, unless it was to end."""
+
+        def obey(order: signal.Signals) -> None:
+            orders[order]()
+
+        def failed(_: Exception) -> None:
+            if order in (signal.SIGINT, signal.SIGTERM):
+                self.stop()
+
         async for number in signals:
             order = signal.Signals(number)
             event(log, logging.INFO, "signal", signal=order.name)
-            orders[order]()
+            self._board.guard(obey, order, failed)
 
     async def _turn(self, nursery: trio.Nursery) -> None:
         """Nobody is served before the sources of what we announce were asked."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
+from typing import Any
 
 from attrs import define, evolve, field, frozen
 
@@ -29,6 +30,8 @@ class Service:
     listen: Sequence[Endpoint]
     clients: Sequence[IPv4Network | IPv6Network] = ()
     """Who may use it; empty: everybody."""
+    needs_table: bool = False
+    """Our table in nftables must stand while somebody is in it."""
     policies: Policies | None = None
     """By client; None: the policy of `terms` for everybody."""
     announcements: Announcements | None = None
@@ -94,7 +97,18 @@ class Census:
         for guests in (self.sessions, self.receptions, self.arrivals, self.of_client):
             guests.clear()
 
-    def leave(self, client: IPAddress) -> None:
-        self.of_client[client] -= 1
-        if not self.of_client[client]:
-            del self.of_client[client]
+    def enter(self, guest: Session | Reception) -> None:
+        self._such(guest).add(guest)
+        self.of_client[guest.client.host] += 1
+
+    def _such(self, guest: Session | Reception) -> set[Any]:
+        return self.sessions if isinstance(guest, Session) else self.receptions
+
+    def leave(self, guest: Session | Reception) -> None:
+        """Nothing happens when it has left already."""
+        if guest in self._such(guest):
+            self._such(guest).remove(guest)
+            client = guest.client.host
+            self.of_client[client] -= 1
+            if not self.of_client[client]:
+                del self.of_client[client]

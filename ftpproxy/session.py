@@ -25,7 +25,7 @@ import socket
 from collections.abc import Callable
 
 from .carriage import Carriage
-from .channels import MOST_UNSENT, Channel
+from .channels import Channel, Channels
 from .dial import Dial
 from .endpoints import Endpoint, Side
 from .estate import Estate, Inheritance
@@ -106,7 +106,7 @@ class Session(Watched):
         self._terms = terms
         self._board = board
         self._ended = ended
-        self._channels: dict[Side, Channel] = {}
+        self._channels = Channels()
         if client_sock is not None:
             self._open_channel(CLIENT, client_sock)
         self._route: Route | None = None
@@ -270,7 +270,8 @@ class Session(Watched):
 
     def sweep(self, now: float) -> None:
         """Look at the deadlines; called once a second."""
-        if not self.over and self._vanished():
+        if not self.over and (breach := self._channels.breach()) is not None:
+            self._lost(*breach)
             return
         if self._dial is not None:
             self._dial.sweep(now)
@@ -289,14 +290,6 @@ class Session(Watched):
                 self.dismiss(Reason(Code.IDLE, "Idle for too long."))
             elif due:
                 self._pump()
-
-    def _vanished(self) -> bool:
-        """Whether a side that is not read at present has reset its connection, which nobody else would tell us."""
-        for side, channel in self._channels.items():
-            if (error := channel.breach()) is not None:
-                self._lost(side, error)
-                return True
-        return False
 
     def dismiss(self, text: str) -> None:
         """End it; the client is told why.  `text` is mostly a `Reason`; without one it was an operator's wish."""
@@ -332,9 +325,17 @@ class Session(Watched):
         """Ask and perform until the interpreter waits for octets, then write, then wait."""
         interpreter = self._interpreter
         assert interpreter is not None
-        needs = self._perform_all(interpreter)
+        of_client, of_server = self._perform_all(interpreter)
         if self.over:
             return
+        if not self._write(interpreter):
+            return
+        if (spec := interpreter.foresee()) is not None:  # while the server thinks about PASV
+            self.carriage.foresee(spec)
+        self._channels.read(client=of_client is Need.DATA, server=of_server is Need.DATA)
+
+    def _write(self, interpreter: ProtocolInterpreter) -> bool:
+        """Write what there is; False if a side is gone."""
         try:
             for side, channel in self._channels.items():
                 if (chunks := interpreter.take_output(side)) or channel.unsent:
@@ -343,29 +344,29 @@ class Session(Watched):
                     channel.send(chunks)
         except OSError as error:
             self._lost(side, error)
-            return
-        # What a client says makes both of them speak, what a server says only the client.
-        client, server = self._channels[CLIENT], self._channels[SERVER]
-        clear = client.unsent <= MOST_UNSENT
-        client.want(read=needs[CLIENT] is Need.DATA and clear and server.unsent <= MOST_UNSENT)
-        server.want(read=needs[SERVER] is Need.DATA and clear)
+            return False
+        return True
 
-    def _perform_all(self, interpreter: ProtocolInterpreter) -> dict[Side, Need]:
-        """Until neither side has an action.  The server first: its reply may be what a held command waits for."""
-        needs = {CLIENT: Need.PEER, SERVER: Need.PEER}
-        moved = True
-        while moved:
-            moved = False
-            for side in (SERVER, CLIENT):
-                while not isinstance(action := self._next_action(interpreter, side), Need):
-                    moved = True
-                    self._perform(interpreter, action)
-                needs[side] = action
-        return needs
+    def _perform_all(self, interpreter: ProtocolInterpreter) -> tuple[Need, Need]:
+        """Until neither the client's side nor the server's has an action; what they need.  The server first: its reply
+        may be what a held command waits for."""
+        while True:
+            server, _ = self._perform_for(interpreter, SERVER)
+            client, moved = self._perform_for(interpreter, CLIENT)
+            if not moved:
+                return client, server
 
-    def _next_action(self, interpreter: ProtocolInterpreter, side: Side) -> Action | Need:
-        """Nothing, while a plane makes up its mind: what is asked behind a set-up command depends on it."""
-        return Need.PEER if self.carriage.undecided else interpreter.next_action(side)
+    def _perform_for(self, interpreter: ProtocolInterpreter, side: Side) -> tuple[Need, bool]:
+        """Until `side` has no action; whether it had one.  Nothing is asked while a plane makes up its mind: what comes
+        behind a set-up command depends on that."""
+        moved = False
+        while not self.carriage.undecided:
+            action = interpreter.next_action(side)
+            if isinstance(action, Need):
+                return action, moved
+            moved = True
+            self._perform(interpreter, action)
+        return Need.PEER, moved
 
     def _perform(self, interpreter: ProtocolInterpreter, action: Action) -> None:
         if isinstance(action, Arm):
@@ -440,8 +441,7 @@ class Session(Watched):
 
     def _close_channels(self) -> None:
         self._farewell_until = 0.0
-        for channel in self._channels.values():
-            channel.close()
+        self._channels.close()
         self._gone_if_done()
 
     def _gone_if_done(self) -> None:

@@ -109,10 +109,14 @@ def _compose(config: Config, service: ServiceConfig, stack: ExitStack) -> tuple[
         stack.callback(lookup.close)
     gate = gate_of(service, doors, elements, lookup)
     stack.callback(gate.close)
-    xferlog = Xferlog(config.log.xferlog) if config.log.xferlog is not None else None
-    if xferlog is not None:
+    xferlog = None
+    if config.log.xferlog is not None:
+        try:
+            xferlog = Xferlog(config.log.xferlog)
+        except OSError as error:
+            raise OSError(f"log.xferlog: {config.log.xferlog}: {error.strerror}") from error
         stack.callback(xferlog.close)
-    drop_privileges(config, table=elements is not None)
+    drop_privileges(config, table=elements is not None, xferlog=xferlog)
     timeouts = service.timeouts
     plane = RelayPlane(
         gate,

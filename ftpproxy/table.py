@@ -12,16 +12,17 @@ have to come again as the first packet of a connection: where a filter dropped i
 same numbers in TIME_WAIT at the server, whose answer to that makes the caller reset what conntrack knew.  (NAT chains
 see the first packet of a connection only, so none of this stands in the way of octets.)  That packet loses `MARK`,
 which it has where a door of ours stands at the same place for somebody else (`ftpproxy.rules`): the mark would lead it
-to this machine.  What follows is counted when the three-way handshake is done (ct status assured), by caller and called
-address:
+to this machine.  It also makes `forth` and `back`, which have it counted.  What follows is counted when the three-way
+handshake is done (ct status assured), by caller and called address:
 
 * `forth`, what the caller sends, in prerouting before destination NAT;
 * `back`, what it is sent, in postrouting behind source NAT, when the addresses are again those that it called;
-* `forth_end` and `back_end`, those of them with FIN or RST.
+* `forth_end` and `back_end` are there when one of them had FIN or RST.
 
 There the key is that of `carried`, which no two connections share; in a forward chain it would be the server's port,
 which servers with few ports give to several connections at once.  (nft 1.0 has no name for "the original destination
-port" in a key.)  Other packets pay for a look at their NAT status.
+port" in a key.)  Packets of flows that were answered, and that nobody gave another destination, pay for one look at
+their conntrack status at each of the two places; what that is, docs/benchmarks.md tells.
 
 **Let in by a firewall** (`expected`, `marked`): what ends at a socket of ours is known to an input chain by
 `FIREWALL_MARK` on the first packets of a caller to the place that he was told.  What is carried is known to a forward
@@ -83,14 +84,22 @@ table inet ftpproxy {
 	set calling6 {
 		type ipv6_addr . ipv6_addr . inet_service . inet_service; flags dynamic, timeout; timeout 1m; size 65535;
 	}
-	set forth4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
-	set forth6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
-	set back4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
-	set back6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
-	set forth_end4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
-	set back_end4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; counter; }
-	set forth_end6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
-	set back_end6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; counter; }
+	set forth4 {
+		type ipv4_addr . ipv4_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; counter;
+	}
+	set forth6 {
+		type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; counter;
+	}
+	set back4 {
+		type ipv4_addr . ipv4_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; counter;
+	}
+	set back6 {
+		type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; counter;
+	}
+	set forth_end4 { type ipv4_addr . ipv4_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; }
+	set back_end4 { type ipv4_addr . ipv4_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; }
+	set forth_end6 { type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; }
+	set back_end6 { type ipv6_addr . ipv6_addr . inet_service; flags dynamic, timeout; timeout 5m; size 65535; }
 
 	# Calls, and connections that the kernel carries, that a firewall lets in by their mark: the same key.
 	set expected4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; }
@@ -101,13 +110,24 @@ table inet ftpproxy {
 	chain prerouting {
 		type nat hook prerouting priority dstnat - 1; policy accept;
 		ip saddr . ip daddr . tcp dport @once4 delete @once4 { ip saddr . ip daddr . tcp dport } \\
-			update @calling4 { ip saddr . ip daddr . tcp dport . tcp sport } jump lead
+			update @calling4 { ip saddr . ip daddr . tcp dport . tcp sport } jump begin
 		ip saddr . ip daddr . tcp dport . tcp sport @calling4 jump lead
 		ip6 saddr . ip6 daddr . tcp dport @once6 delete @once6 { ip6 saddr . ip6 daddr . tcp dport } \\
-			update @calling6 { ip6 saddr . ip6 daddr . tcp dport . tcp sport } jump lead
+			update @calling6 { ip6 saddr . ip6 daddr . tcp dport . tcp sport } jump begin
 		ip6 saddr . ip6 daddr . tcp dport . tcp sport @calling6 jump lead
 		dnat ip to ip saddr . ip daddr . tcp dport map @awaited4
 		dnat ip6 to ip6 saddr . ip6 daddr . tcp dport map @awaited6
+	}
+	chain begin {
+		delete @forth4 { ip saddr . ip daddr . tcp dport } add @forth4 { ip saddr . ip daddr . tcp dport } \\
+			delete @back4 { ip saddr . ip daddr . tcp dport } add @back4 { ip saddr . ip daddr . tcp dport }
+		delete @forth_end4 { ip saddr . ip daddr . tcp dport }
+		delete @back_end4 { ip saddr . ip daddr . tcp dport }
+		delete @forth6 { ip6 saddr . ip6 daddr . tcp dport } add @forth6 { ip6 saddr . ip6 daddr . tcp dport } \\
+			delete @back6 { ip6 saddr . ip6 daddr . tcp dport } add @back6 { ip6 saddr . ip6 daddr . tcp dport }
+		delete @forth_end6 { ip6 saddr . ip6 daddr . tcp dport }
+		delete @back_end6 { ip6 saddr . ip6 daddr . tcp dport }
+		goto lead
 	}
 	chain lead {
 		meta mark set meta mark & 0xffdfffff
@@ -124,15 +144,18 @@ table inet ftpproxy {
 		snat ip6 to ip6 saddr . ip6 daddr . tcp dport map @called6
 	}
 
-	# Marking and counting, at the two places where a packet has the addresses that the caller knows.
+	# Marking and counting, at the two places where a packet has the addresses that the caller knows.  What belongs to
+	# others is let go at the first look, and where octets pass each rule costs them: the fewest come first.
 	chain forth {
 		type filter hook prerouting priority mangle - 1; policy accept;
+		ct status & (seen-reply | dnat) == seen-reply accept
+		ct direction reply accept
+		ct status & (assured | dnat) == (assured | dnat) jump count_forth
 		meta l4proto tcp tcp flags & (fin | syn | rst | ack) == syn jump mark_expected
-		ct status dnat ct status assured ct direction original meta l4proto tcp jump count_forth
 	}
 	chain back {
 		type filter hook postrouting priority srcnat + 1; policy accept;
-		ct status dnat ct direction reply meta l4proto tcp jump count_back
+		ct status dnat ct direction reply jump count_back
 	}
 	chain mark_expected {
 		ip saddr . ip daddr . tcp dport @expected4 meta mark set meta mark | 0x400000
@@ -140,17 +163,20 @@ table inet ftpproxy {
 	}
 	chain count_forth {
 		ip saddr . ip daddr . tcp dport @forth4 \\
-			tcp flags & (fin | rst) != 0 ip saddr . ip daddr . tcp dport @forth_end4
+			tcp flags & (fin | rst) != 0 add @forth_end4 { ip saddr . ip daddr . tcp dport }
 		ip6 saddr . ip6 daddr . tcp dport @forth6 \\
-			tcp flags & (fin | rst) != 0 ip6 saddr . ip6 daddr . tcp dport @forth_end6
+			tcp flags & (fin | rst) != 0 add @forth_end6 { ip6 saddr . ip6 daddr . tcp dport }
 	}
 	chain count_back {
+		ct status & assured == 0 goto answered
+		ip daddr . ip saddr . tcp sport @back4 \\
+			tcp flags & (fin | rst) != 0 add @back_end4 { ip daddr . ip saddr . tcp sport }
+		ip6 daddr . ip6 saddr . tcp sport @back6 \\
+			tcp flags & (fin | rst) != 0 add @back_end6 { ip6 daddr . ip6 saddr . tcp sport }
+	}
+	chain answered {
 		tcp flags & (syn | rst) != 0 delete @calling4 { ip daddr . ip saddr . tcp sport . tcp dport }
 		tcp flags & (syn | rst) != 0 delete @calling6 { ip6 daddr . ip6 saddr . tcp sport . tcp dport }
-		ct status assured ip daddr . ip saddr . tcp sport @back4 \\
-			tcp flags & (fin | rst) != 0 ip daddr . ip saddr . tcp sport @back_end4
-		ct status assured ip6 daddr . ip6 saddr . tcp sport @back6 \\
-			tcp flags & (fin | rst) != 0 ip6 daddr . ip6 saddr . tcp sport @back_end6
 	}
 }
 """
@@ -219,6 +245,12 @@ class Claim:
         self._loaded = self._taken()
         return self._loaded
 
+    def unload(self) -> None:
+        """Remove the table if we loaded it; `load` brings it back.  Raises `NetfilterError`."""
+        if self._loaded:
+            remove_table()
+            self._loaded = False
+
     def leave(self) -> None:
         """Leave the table to a successor: `close` gives back the right and nothing else."""
         self._loaded = False
@@ -226,8 +258,7 @@ class Claim:
     def close(self) -> None:
         """Remove the table if we loaded it, and give the right back.  Raises `NetfilterError`."""
         try:
-            if self._loaded:
-                remove_table()
+            self.unload()
         finally:
             if self._lock is not None:
                 self._lock.close()

@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from .dtp.plane import DataPlane
 from .endpoints import ANY_PORT, Endpoint, IPAddress, Side
+from .lobby import Lobby
 from .pi.negotiation import Translate
 from .pi.policy import Policy, Timeouts
 from .wire.proxyheader import build
@@ -26,6 +27,8 @@ class Terms:
     timeouts: Timeouts
     planes: Sequence[DataPlane]
     """In order of preference: the first that can carry a path gets it."""
+    lobby: Lobby | None = None
+    """Where a data connection waits for a port; None: it does not wait."""
     source: IPAddress | None = None
     """Our address towards the server; None lets the routing choose."""
     announce: Mapping[Side, Sequence[IPAddress]] = field(factory=dict)

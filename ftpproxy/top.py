@@ -4,6 +4,9 @@
     picture   a look as lines of a given size; nothing else decides what is where
     live      keys, clock and window size, each of which leads to another picture
 
+A process that restarts is away for a moment: the view stands still and says so, and goes on with the next process that
+answers at the same place.  After `AWAY_SECONDS` it ends.
+
 The terminal is given back as it was, whatever ends the view: a key, an interrupt, a signal, an error.  Rates are those
 since the look before; in the first look, and for a transfer that began since, those since it began.
 """
@@ -18,10 +21,10 @@ import termios
 import time
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NoReturn
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
@@ -34,6 +37,8 @@ __all__ = ["Look", "Looks", "live", "once", "picture", "stream"]
 HEADER, FOOTER = 3, 1
 """Lines above the table's own head, and below."""
 KEYS = "q quit   s sort   r reverse   k kill   blank look now"
+AWAY_SECONDS = 60.0
+"""How long the view waits for a process that has ended: a restart takes a second, an upgrade some more."""
 STATES = {"login": "login", "calling": "call", "unread": "tls", "ending": "end"}
 """What stands for a command where there is none."""
 
@@ -55,7 +60,31 @@ class Looks:
     """Looks at the process behind `caller`, with `rate` (octets a second) by comparison."""
 
     caller: Caller
+    away: float | None = None
+    """Since when (seconds of a monotonic clock) nobody answers."""
     _before: dict[int, tuple[float, int]] = field(factory=dict)
+
+    def close(self) -> None:
+        self.caller.close()
+
+    def take_again(self, last: Look) -> Look:
+        """A look at whoever answers there now; the `last` one, as of a process that is away, where nobody does.
+
+        Raises `CallFailed` once that has lasted for `AWAY_SECONDS`.
+        """
+        try:
+            if self.away is not None:
+                self.close()
+                self.caller = Caller(self.caller.path)
+            look = self.take()
+        except CallFailed:
+            now = time.monotonic()
+            self.away = self.away or now
+            if now - self.away >= AWAY_SECONDS:
+                raise
+            return evolve(last, status={**last.status, "state": "away"})
+        self.away = None
+        return look
 
     def take(self) -> Look:
         """Raises `CallFailed`."""
@@ -215,7 +244,7 @@ def _signals() -> Iterator[int]:
 class _View:
     """What the keys have said."""
 
-    caller: Caller
+    looks: Looks
     sort: str
     backwards: bool = False
     victim: str | None = None
@@ -226,7 +255,12 @@ class _View:
 
     @property
     def note(self) -> str:
-        return self.said or KEYS if self.victim is None else f"kill session: {self.victim}_   (Enter; Esc for none)"
+        if self.victim is not None:
+            return f"kill session: {self.victim}_   (Enter; Esc for none)"
+        if self.looks.away is not None:
+            left = AWAY_SECONDS - (time.monotonic() - self.looks.away)
+            return f"q quit   nobody answers: restarting, or ended; another {duration(left)} are waited"
+        return self.said or KEYS
 
     def key(self, key: str) -> None:
         self.said = ""
@@ -257,7 +291,7 @@ class _View:
 
     def _kill(self, number: int) -> None:
         try:
-            self.caller.ask("kill", session=number)
+            self.looks.caller.ask("kill", session=number)
         except CallFailed as error:
             self.said = str(error)
         else:
@@ -265,10 +299,11 @@ class _View:
 
 
 def live(caller: Caller, sort: str, seconds: float) -> None:
-    """Until `q`.  Raises `CallFailed` when the process ends."""
+    """Until `q`.  Raises `CallFailed` when the process has ended, and none has taken its place for `AWAY_SECONDS`."""
     console = Console(highlight=False)
-    looks, view = Looks(caller), _View(caller, sort)
-    with _signals() as woken, _terminal() as keyboard, console.screen() as screen:
+    looks = Looks(caller)
+    view = _View(looks, sort)
+    with closing(looks), _signals() as woken, _terminal() as keyboard, console.screen() as screen:
         look, next_look = looks.take(), time.monotonic() + seconds
         while not view.over:
             size = os.get_terminal_size(sys.stdout.fileno())
@@ -286,4 +321,4 @@ def live(caller: Caller, sort: str, seconds: float) -> None:
             if keys == "" and keyboard in ready:
                 return  # the terminal is gone
             if " " in keys or time.monotonic() >= next_look or view.said:
-                look, next_look = looks.take(), time.monotonic() + seconds
+                look, next_look = looks.take_again(look), time.monotonic() + seconds

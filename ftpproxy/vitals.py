@@ -12,6 +12,7 @@ from collections.abc import Callable
 from .activation import NotifyError, Supervisor
 from .log import event
 from .server import Server
+from .show import count
 from .switchboard import Switchboard
 
 __all__ = ["Vitals"]
@@ -35,8 +36,7 @@ class Vitals:
     @property
     def status(self) -> str:
         """The line for `systemctl status`."""
-        sessions, services = len(self._server.sessions), len(self._server.services)
-        return f"{services} service{'s' * (services != 1)}, {sessions} session{'s' * (sessions != 1)}"
+        return f"{count(len(self._server.services), 'service')}, {count(len(self._server.sessions), 'session')}"
 
     def ready(self) -> None:
         """The start, or a reload, is done."""

@@ -66,7 +66,10 @@ class Watched:
     def glance(self) -> Glance:
         """What it is doing at this moment."""
         now, view, carried = self._board.now, self._look(), self.carriage.foremost
-        verb, _, file = (view.command if view is not None else b"").partition(b" ")
+        what = view.command if view is not None else b""
+        if not what and carried is not None and carried is not self.carriage._open:
+            what = carried.what  # the server has had its last word, and a slow receiver has not had all
+        verb, _, file = what.partition(b" ")
         return Glance(
             session=self.number,
             service=self.service,

@@ -7,6 +7,10 @@ One line a file, 14 fields with single blanks between them:
 
 What a proxy cannot know is said as little as possible: the size is of the octets relayed (with REST or MODE Z that
 is not the file's), the name is what the client asked for, and nobody is authenticated by ident.
+
+At the start the file is opened, and made, by root, in a directory that may be somebody else's.  So no link is followed,
+and nothing but a regular file with one name is taken; it then becomes the user's whom the process becomes, who may open
+it again.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import time
 
 from .carried import Carried
 from .endpoints import IPAddress
+from .files import check_regular
 from .log import event
 from .paths import Direction
 
@@ -75,7 +80,7 @@ class Xferlog:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
         self._file = -1
         self._torn = False
         """The last line is not whole: the next begins on a line of its own."""
@@ -86,10 +91,25 @@ class Xferlog:
 
         `write` does so by itself where the file was moved away; this is for SIGHUP, and for who has made it anew.
         """
-        # A pipe that nobody reads must not be waited for.
-        fresh = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
+        how = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fresh = os.open(self.path, how, 0o640)
+        except OSError:
+            if os.path.islink(self.path):  # each system has a code of its own for that
+                raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed: name the file") from None
+            raise
+        try:
+            if check_regular(fresh).st_nlink > 1:
+                raise OSError(errno.EMLINK, "it is another file as well, by a hard link: name a file of its own")
+        except OSError:
+            os.close(fresh)
+            raise
         self.close()
         self._file = fresh
+
+    def give(self, user: int) -> None:
+        """Make it the file of the user with this number.  Raises `OSError`."""
+        os.chown(self._file, user, -1)
 
     def write(self, client: IPAddress, carried: Carried) -> None:
         """Log a transfer that has just ended.  A file that cannot be written loses the line, not the session."""
@@ -106,11 +126,11 @@ class Xferlog:
             if self._torn:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            event(log, logging.ERROR, "xferlog.failed", path=self._path, reason=error.strerror)
+            event(log, logging.ERROR, "xferlog.failed", path=self.path, reason=error.strerror)
 
     def _moved(self) -> bool:
         try:
-            named, ours = os.stat(self._path), os.fstat(self._file)
+            named, ours = os.stat(self.path, follow_symlinks=False), os.fstat(self._file)
         except FileNotFoundError:
             return True
         return (named.st_dev, named.st_ino) != (ours.st_dev, ours.st_ino)

@@ -133,8 +133,8 @@ async def test_a_file_without_an_address_says_why(tmp_path: Path, octets: bytes,
 async def test_what_is_no_file_does_not_hold_us_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path, reason in {
-        "fifo": "it is not a regular file",
-        ".": "it is not a regular file",
+        "fifo": "it is a FIFO, and no regular file",
+        ".": "it is a directory, and no regular file",
         "nothing": "No such file or directory",
         "nothing/below": "No such file or directory",
     }.items():

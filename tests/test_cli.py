@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -14,7 +14,10 @@ import pytest
 from ftpproxy import __version__, cli
 from ftpproxy.advice import port_overlaps
 from ftpproxy.cli import sessions
+from ftpproxy.compose.monitoring import CannotServe, scrape
 from ftpproxy.config import load
+from ftpproxy.server import Server
+from ftpproxy.switchboard import Switchboard
 
 ROOT = Path(__file__).parent.parent
 GOOD = "docs/examples/tproxy.toml" if sys.platform == "linux" else "docs/examples/reverse.toml"
@@ -192,14 +195,16 @@ def test_nothing_is_imported_that_is_not_needed(argv: list[str], absent: set[str
 
 
 def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
-    # The file is a pipe that nobody fills: the command waits in its read until the signal.
-    pipe = tmp_path / "f.toml"
-    os.mkfifo(pipe)
-    command = [sys.executable, "-m", "ftpproxy", "check", "-c", str(pipe)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    with process, pipe.open("w"):  # open returns when the command has opened its end
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+    # Nobody answers at the socket: the command waits until the signal.
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "control"))
+        silent.listen()
+        command = [sys.executable, "-m", "ftpproxy", "status", "--socket", str(tmp_path / "control")]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+            caller, _ = silent.accept()
+            with caller:
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (130, "")
 
 
@@ -211,6 +216,24 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
         assert process.stderr is not None
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_metrics_that_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`check` warns of what `serve` does not start without."""
+    file = tmp_path / "f.toml"
+    file.write_text('[metrics]\nlisten = "127.0.0.1:9921"\n' + (ROOT / "docs/examples/reverse.toml").read_text())
+    assert cli.main(["check", "-c", str(file)]) == 0
+    assert "prometheus-client" not in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    assert cli.main(["check", "-c", str(file)]) == 0
+    why = f"prometheus-client is missing: {sys.executable} -m pip install prometheus-client"
+    assert f"{file}: metrics.listen: warning: {why}\n" in capsys.readouterr().err
+    board = Switchboard()
+    with pytest.raises(CannotServe, match=r"^metrics.listen: prometheus-client is missing: "):
+        scrape(load(file).metrics, Server(board, []), None)
+    board.close()
 
 
 def test_the_main_function_returns_the_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from ipaddress import ip_address, ip_network
@@ -38,25 +39,15 @@ from ftpproxy.pf.anchor import RuleOptions, native_dialect
 from ftpproxy.pi.filter import GROUPS, LONGEST_ARGUMENT
 from ftpproxy.pi.policy import CommandName, CommandRule, NetworkRule, Policy, Timeouts
 
+from .tables import service_table
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.toml"))
 
-FORWARD = """\
-[[service]]
-name      = "lan"
-mode      = "forward"
-listen    = ["127.0.0.1:8021", "[::1]:8021"]
-intercept = "tproxy"
-clients   = ["10.77.1.0/24", "fd77:1::/64"]
-"""
-REVERSE = """\
-[[service]]
-name      = "dmz"
-mode      = "reverse"
-listen    = ["192.0.2.1:21"]
-intercept = "none"
-servers   = ["10.0.0.5:21"]
-"""
+FORWARD = service_table(
+    "lan", "forward", "tproxy", ["127.0.0.1:8021", "[::1]:8021"], clients=["10.77.1.0/24", "fd77:1::/64"]
+)
+REVERSE = service_table("dmz", "reverse", "none", ["192.0.2.1:21"], servers=["10.0.0.5:21"])
 
 
 def problems(text: str) -> list[str]:
@@ -686,6 +677,12 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     assert reasons() == [Problem("line 2", "is not UTF-8")]
     file.write_text(FORWARD)
     assert load(file, "linux") == parse(FORWARD)
+    file.unlink()
+    os.mkfifo(file)
+    assert reasons() == [Problem("", "cannot be read: it is a FIFO, and no regular file")]
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    assert reasons() == [Problem("", "cannot be read: it is a device, and no regular file")]
 
 
 # -- show -------------------------------------------------------------------------------------------------------------

@@ -61,7 +61,9 @@ S> NOOP
 S: 200 ok
 C> 200 ok
 """
-WORDS = {"greeted": GREETED, "passive": PASSIVE, "retrieving": RETRIEVING, "lives": LIVES}
+FEATURES = GREETED + "C: FEAT\nS> FEAT\n"
+"""A client asks what the server can do."""
+WORDS = {"greeted": GREETED, "features": FEATURES, "passive": PASSIVE, "retrieving": RETRIEVING, "lives": LIVES}
 
 SCENARIOS = r"""
 == G01 G03 G04 G05 G07 G08 G09 G11 G12
@@ -350,9 +352,7 @@ hangup drain
 
 == F02
 policy tls=refuse
-greeted
-C: FEAT
-S> FEAT
+features
 S: @
 C> 211-Features:
 C>  EPRT
@@ -367,9 +367,7 @@ C> 211 End
 lives
 
 == F03
-greeted
-C: FEAT
-S> FEAT
+features
 S: @
 C> 211-Extensions supported:
 C>  UTF8
@@ -392,9 +390,7 @@ C> 211 End.
 lives
 
 == F04
-greeted
-C: FEAT
-S> FEAT
+features
 S: @
 C> 211-Extensions supported:
 C>  EPRT
@@ -404,9 +400,7 @@ lives
 
 == F06
 policy tls=refuse
-greeted
-C: FEAT
-S> FEAT
+features
 S: @
 C> 211-Features:
 C>  HOST
@@ -414,17 +408,13 @@ C> 211 End
 lives
 
 == F07
-greeted
-C: FEAT
-S> FEAT
+features
 S: @
 C> 211 No features.
 lives
 ----
 terms translate=passive
-greeted
-C: FEAT
-S> FEAT
+features
 S: @
 C> 211-Features:
 C>  EPRT
@@ -433,17 +423,13 @@ C> 211 End
 lives
 
 == F08
-greeted
-C: FEAT
-S> FEAT
+features
 S: @
 C> @
 lives
 ----
 terms translate=passive
-greeted
-C: FEAT
-S> FEAT
+features
 S: @
 C> 211-Features:
 C>  EPRT

@@ -241,3 +241,13 @@ def test_through_systemd_socket_activate(server: str, tmp_path: Path) -> None:
                 assert transfer(client) == b""
         finally:
             process.terminate()
+
+
+def test_an_xferlog_that_is_a_link_is_said(server: str, tmp_path: Path) -> None:
+    log, xferlog = tmp_path / "log", tmp_path / "xferlog"
+    xferlog.symlink_to(tmp_path / "other")
+    file = configuration(tmp_path, server, "[log]", f'xferlog = "{xferlog}"')
+    with inetd("serve", "--inetd", "-c", str(file), log=log) as (client, process):
+        assert everything(client) == SORRY
+        assert process.wait(PATIENCE) == os.EX_UNAVAILABLE
+    assert log.read_text().startswith(f"ftpproxy: log.xferlog: {xferlog}: it is a symbolic link, which is not followed")

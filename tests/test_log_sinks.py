@@ -278,10 +278,7 @@ FILE = b'x\x1b]0;t\x07\xe2\x80\xa9\xc3" session=9 result=complete\xfe'
 def act(stage: Stage) -> None:
     """A client with a hostile name and a password transfers a file with a hostile name."""
     stage.serve()
-    client = stage.client()
-    origin = stage.accepted()
-    origin.send(b"220 hello\r\n")
-    stage.hears(client, b"220 hello\r\n")
+    client, origin = stage.greeted()
     for said, answer in (
         (b"USER " + USER, b"331 go on"),
         (b"PASS " + SECRET, b"230 in"),
@@ -291,7 +288,7 @@ def act(stage: Stage) -> None:
         stage.until(lambda: bool(receive(origin)))
         origin.send(answer + b"\r\n")
         stage.hears(client, answer + b"\r\n")
-    path: IdlePath = open_path(stage, client, origin, greeted=True)
+    path: IdlePath = open_path(stage, client, origin)
     for side in Side:
         path.owner.connected(path, side)
     client.send(b"RETR " + FILE + b"\r\n")

@@ -27,7 +27,7 @@ from ftpproxy.lab.peers import environment
 from ftpproxy.metrics import Counts, Histogram
 from ftpproxy.paths import Await, Call, Direction, PathSpec, Tally
 from ftpproxy.reasons import Code
-from ftpproxy.scrape import LONGEST, CannotServe, Scrape
+from ftpproxy.scrape import AT_ONCE, LONGEST, CannotServe, Scrape
 
 SECONDS = 20
 LOOPBACK = Endpoint.parse("127.0.0.1:0")
@@ -340,6 +340,25 @@ async def test_a_request_is_bounded() -> None:
         with trio.fail_after(SECONDS):
             assert await slow.receive_some() == b""
         await slow.aclose()
+        nursery.cancel_scope.cancel()
+    scrape.close()
+
+
+async def test_nobody_keeps_others_out() -> None:
+    """When all places are taken, the oldest goes, said or unsaid."""
+    scrape = Scrape(LOOPBACK, lambda: b"text\n", seconds=600)
+    at = scrape.at
+    assert isinstance(at, Endpoint)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scrape.run)
+        with trio.fail_after(SECONDS):
+            silent = [await trio.open_tcp_stream(*at.sockaddr()[:2]) for _ in range(AT_ONCE)]
+            assert (await ask(scrape, b"GET /metrics HTTP/1.0\r\n\r\n")).endswith(b"text\n")
+            assert await silent[0].receive_some() == b""
+            await silent[1].send_all(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert (await silent[1].receive_some()).startswith(b"HTTP/1.0 200 OK")
+        for each in silent:
+            await trio.aclose_forcefully(each)
         nursery.cancel_scope.cancel()
     scrape.close()
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,31 @@ def test_a_link_in_the_place_of_a_belonging_is_not_followed(tmp_path: Path) -> N
     assert nobody is not None
     assert roots.stat().st_uid == 0
     assert ours.lstat().st_uid == nobody.uid
+
+
+GIVE_LOG = """
+import sys
+from ftpproxy.config import Config, ProcessConfig
+from ftpproxy.process import drop_privileges
+from ftpproxy.xferlog import Xferlog
+log = Xferlog(sys.argv[1])
+drop_privileges(Config(services=(), process=ProcessConfig(user="nobody")), table=False, xferlog=log)
+log.reopen()
+"""
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
+def test_the_transfer_log_can_be_opened_again(there: bool) -> None:
+    """By whom the process became, in a directory of root's."""
+    with tempfile.TemporaryDirectory(prefix="ftpproxy-log-") as folder:
+        os.chmod(folder, 0o711)
+        file = Path(folder, "xferlog")
+        if there:
+            file.touch(0o600)
+        subprocess.run([sys.executable, "-c", GIVE_LOG, str(file)], check=True)
+        nobody = find("nobody")
+        assert nobody is not None
+        assert file.stat().st_uid == nobody.uid
 
 
 def test_an_unknown_user() -> None:

@@ -19,6 +19,7 @@ from ftpproxy.netfilter import TABLE as PLANE_TABLE
 from ftpproxy.sockets import SO_ORIGINAL_DST, bound
 
 from .intercept.namespaces import FAMILIES, Family, Namespace, World, accept, connect, listen, name, talk, world
+from .tables import service_table
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = {
@@ -26,39 +27,12 @@ EXAMPLES = {
     for kind in ("tproxy", "redirect")
 }
 
-TPROXY = """\
-[[service]]
-name      = "lan"
-mode      = "forward"
-listen    = ["127.0.0.1:8021", "[::1]:8021"]
-intercept = "tproxy"
-clients   = ["10.77.1.2/32", "fd77:1::2/128"]
-"""
-REDIRECT = """\
-[[service]]
-name      = "red"
-mode      = "forward"
-listen    = ["0.0.0.0:8022", "[::]:8022"]
-intercept = "redirect"
-clients   = ["10.77.1.2/32", "fd77:1::2/128"]
-"""
-REVERSE = """\
-[[service]]
-name      = "rev"
-mode      = "reverse"
-listen    = ["0.0.0.0:8023", "[::]:8023"]
-intercept = "redirect"
-servers   = ["10.77.2.2:21", "[fd77:2::2]:21"]
-"""
+CLIENTS, SERVERS = ["10.77.1.2/32", "fd77:1::2/128"], ["10.77.2.2:21", "[fd77:2::2]:21"]
+TPROXY = service_table("lan", "forward", "tproxy", ["127.0.0.1:8021", "[::1]:8021"], clients=CLIENTS)
+REDIRECT = service_table("red", "forward", "redirect", ["0.0.0.0:8022", "[::]:8022"], clients=CLIENTS)
+REVERSE = service_table("rev", "reverse", "redirect", ["0.0.0.0:8023", "[::]:8023"], servers=SERVERS)
 REVERSE_TPROXY = REVERSE.replace("redirect", "tproxy").replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
-PLAIN = """\
-[[service]]
-name      = "plain"
-mode      = "reverse"
-listen    = ["0.0.0.0:2121"]
-intercept = "none"
-servers   = ["10.77.2.2:21"]
-"""
+PLAIN = service_table("plain", "reverse", "none", ["0.0.0.0:2121"], servers=SERVERS[:1])
 ALL = TPROXY + REDIRECT + REVERSE + PLAIN
 
 
@@ -149,7 +123,7 @@ def test_the_whole_world_must_be_asked_for() -> None:
     assert rule_lines(everybody) == ["meta nfproto ipv4 tcp dport 21 fib daddr type != local redirect to :8022"]
     assert "# No IPv6 clients." in rules.text(parse(everybody))
 
-    nobody = TPROXY.replace('clients   = ["10.77.1.2/32", "fd77:1::2/128"]', "")
+    nobody = TPROXY.replace('clients = ["10.77.1.2/32", "fd77:1::2/128"]', "")
     with pytest.raises(ConfigError) as caught:
         rules.text(parse(nobody))
     (problem,) = caught.value.problems

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -91,15 +92,12 @@ def transfer(stage: Stage, log: Path, *events: str) -> list[str]:
     """One RETR with these events; what the log says then."""
     xferlog = Xferlog(str(log))
     stage.serve(xferlog=xferlog)
-    client = stage.client()
-    origin = stage.accepted()
-    origin.send(b"220 hello\r\n")
-    stage.hears(client, b"220 hello\r\n")
+    client, origin = stage.greeted()
     client.send(b"USER joe\r\n")
     stage.hears(origin, b"USER joe\r\n")
     origin.send(b"230 in\r\n")
     stage.hears(client, b"230 in\r\n")
-    path: IdlePath = open_path(stage, client, origin, greeted=True)
+    path: IdlePath = open_path(stage, client, origin)
     path.owner.connected(path, Side.CLIENT)
     path.owner.connected(path, Side.SERVER)
     path.tally = Tally(7, 0, 0.5, reason="cut short")
@@ -165,34 +163,68 @@ def test_a_file_that_is_opened_anew(tmp_path: Path) -> None:
     log.reopen()
     assert file.read_text() == ""
     os.rename(file, tmp_path / "xferlog.2")
-    file.mkdir()
-    with pytest.raises(IsADirectoryError):
+    file.symlink_to(tmp_path / "xferlog.2")
+    with pytest.raises(OSError, match="symbolic link"):
         log.reopen()
-    file.rmdir()
+    file.unlink()
     log.write(CLIENT, carried())
     log.close()
     assert len(file.read_text().splitlines()) == 1
 
 
+@pytest.mark.linux("what a limit has room for is written")
 def test_a_file_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A full disk, and a pipe that nobody reads: said in the log, and the session goes on."""
-    if not os.path.exists("/dev/full"):
-        pytest.skip("Linux's /dev/full")
-    (tmp_path / "full").symlink_to("/dev/full")
-    log = Xferlog(str(tmp_path / "full"))
+    """No room for a whole line, then for none at all: said in the log, and the session goes on."""
+    file = tmp_path / "xferlog"
+    log = Xferlog(str(file))
     log.write(CLIENT, carried())
-    assert [record.getMessage() for record in caplog.records] == ["xferlog.failed"]
-    log.close()
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="No such device"):
-        Xferlog(str(tmp_path / "pipe"))
-    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    log = Xferlog(str(tmp_path / "pipe"))
-    caplog.clear()
-    while not caplog.records:
+    (whole,) = file.read_text().splitlines()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, before[1]))
+    try:
         log.write(CLIENT, carried())
-    os.read(reader, 1 << 20)
+        log.write(CLIENT, carried())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [record.getMessage() for record in caplog.records] == ["xferlog.failed"] * 2
     log.write(CLIENT, carried())
-    assert all(not line or FIELDS.fullmatch(line) for line in os.read(reader, 1 << 20).decode().splitlines())
     log.close()
+    first, torn, last = file.read_text().splitlines()
+    assert (first, torn) == (whole, last[:10])
+    assert FIELDS.fullmatch(last)
+
+
+def _other(tmp_path: Path) -> Path:
+    (tmp_path / "other").write_text("someone else's\n")
+    return tmp_path / "other"
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda file: file.symlink_to(_other(file.parent)), "it is a symbolic link, which is not followed"),
+        (lambda file: file.symlink_to(file.parent / "nothing"), "it is a symbolic link, which is not followed"),
+        (lambda file: file.hardlink_to(_other(file.parent)), "it is another file as well, by a hard link"),
+        (lambda file: file.mkdir(), "Is a directory"),
+    ],
+    ids=["link", "link to nothing", "hard link", "directory"],
+)
+def test_what_is_not_written_to(tmp_path: Path, make: Callable[[Path], None], why: str) -> None:
+    """Root opens it, perhaps where somebody else may make links."""
+    make(tmp_path / "xferlog")
+    with pytest.raises(OSError, match=why):
+        Xferlog(str(tmp_path / "xferlog"))
+    if (other := tmp_path / "other").exists():
+        assert other.read_text() == "someone else's\n"
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_pipe_is_not_written_to_either(tmp_path: Path) -> None:
+    pipe = tmp_path / "xferlog"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError):  # noqa: PT011 each system has another word for that nobody reads
+        Xferlog(str(pipe))
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(OSError, match="it is a FIFO, and no regular file"):
+        Xferlog(str(pipe))
     os.close(reader)

@@ -23,15 +23,17 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..advice import port_overlaps
+    from ..advice import exposition_missing, port_overlaps
     from ..config import load, show
+    from ..show import count
 
     config = load(arguments.config)
     for overlap in port_overlaps(config):
         print(f'{arguments.config}: service "{overlap.service}".data_ports: warning: {overlap}', file=sys.stderr)
+    if missing := exposition_missing(config.metrics):
+        print(f"{arguments.config}: metrics.listen: warning: {missing}", file=sys.stderr)
     if arguments.show:
         print(show(config), end="")
     else:
-        count = len(config.services)
-        print(f"{arguments.config}: ok, {count} service" + "s" * (count != 1))
+        print(f"{arguments.config}: ok, {count(len(config.services), 'service')}")
     return os.EX_OK

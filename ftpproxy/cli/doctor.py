@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         return not_here("doctor", "it looks at the rules, routes and files")
     from .. import doctor
     from ..config import load
+    from ..show import count
 
     config = load(arguments.config)
     findings = doctor.examine(config, arguments.config)
@@ -35,6 +36,5 @@ def run(arguments: argparse.Namespace) -> int:
     elif findings:
         print(doctor.as_text(findings), end="")
     else:
-        count = len(config.services)
-        print(f"{arguments.config}: {count} service{'s' * (count != 1)}, nothing found")
+        print(f"{arguments.config}: {count(len(config.services), 'service')}, nothing found")
     return int(any(finding.severity is not doctor.Severity.WORTH_KNOWING for finding in findings))

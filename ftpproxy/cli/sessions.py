@@ -10,8 +10,9 @@ from .parser import Parser
 
 SUMMARY = "the sessions of a running process, a line each"
 DESCRIPTION = """\
-Print a line for each session: its number, service, client, server, user, what the server owes an answer to,
-the file, who carries its data connection, how fast, since when the session is there and since when it is idle."""
+Print a line for each session: its number, service, client, server, user, what the server owes an answer to or
+still flows, the file, who carries its data connection, how fast, since when the session is there and since when
+it is idle."""
 EXAMPLES = """\
   ftpproxy sessions
   ftpproxy sessions --json | jq '.[] | select(.user == "alice").session'"""

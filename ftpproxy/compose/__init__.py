@@ -13,7 +13,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
@@ -22,18 +23,18 @@ from .. import log as logs
 from ..activation import Inherited, Supervisor, inherited
 from ..announce import Announcer
 from ..config import Config
-from ..control.address import Address
 from ..control.desk import Desk, Facts
 from ..control.hall import Hall
 from ..doors import Doors
 from ..errands import Errands
-from ..gates import needs_engine, open_lookup
+from ..gates import least_data_port, needs_engine, open_lookup
 from ..log import event
+from ..nathook import NatHook
 from ..passwords import BadUsersFile
 from ..pf import EngineError
 from ..pf.natlook import NatlookError
 from ..privileges import PrivilegeError
-from ..scrape import CannotServe, Scrape
+from ..scrape import CannotServe
 from ..server import CannotListen, Server
 from ..switchboard import Switchboard
 from ..table import FORM, Claim, may_load
@@ -42,6 +43,7 @@ from ..xferlog import Xferlog
 from . import monitoring
 from .control import open_control
 from .heritage import Heritage, Successor
+from .keeper import Keeper
 from .reload import Reload
 from .services import Shared, compose
 
@@ -65,6 +67,13 @@ Orders = Mapping[signal.Signals, Callable[[], object]]
 """What to do at which signal."""
 
 log = logging.getLogger(__name__)
+
+
+class _Closes(Protocol):
+    def close(self) -> object: ...
+
+
+T = TypeVar("T", bound=_Closes | None)
 
 
 def run(
@@ -129,7 +138,7 @@ def _engine(config: Config) -> Engine | None:
         return None
     from ..pf.client import start
 
-    return start()
+    return start(least_port=least_data_port(config.services))
 
 
 def _claim(config: Config) -> Claim | None:
@@ -157,33 +166,38 @@ async def _serve(
     ready: Callable[[], None],
     file: str | None,
 ) -> int:
-    board = Switchboard()
-    board.now = trio.current_time()  # what a predecessor has left is of this moment
-    elements = None if claim is None else netfilter.Elements(claim.load, FORM)
-    announcer = Announcer()
-    errands = Errands(board)
-    xferlog = _xferlog(config)
-    doors = Doors(board)
-    lookup = open_lookup(config.services)
-    shared = Shared(board, doors, elements, engine, announcer, errands, xferlog, lookup)
-    services = [compose(service, shared) for service in config.services]
-    server = Server(board, services, errands, announcer=announcer)
-    board.sweep(logs.sweep, logs.sweep_crashed)
-    scrape: Scrape | None = None
-    address: Address | None = None
-    try:
+    """From what stands already to a server that runs, and everything that was opened here closed behind it."""
+    with ExitStack() as stack:
+        stack.callback(heritage.close)
+        board = _closed(stack, Switchboard())
+        board.now = trio.current_time()  # what a predecessor has left is of this moment
+        _closed(stack, engine)
+        elements = _closed(stack, None if claim is None else netfilter.Elements(claim.load, FORM))
+        hook = _closed(stack, NatHook())
+        xferlog = _closed(stack, _xferlog(config))
+        doors = _closed(stack, Doors(board))
+        lookup = _closed(stack, open_lookup(config.services))
+        announcer, errands = Announcer(), Errands(board)
+        shared = Shared(board, doors, elements, engine, announcer, errands, xferlog, lookup)
+        services = [compose(service, shared) for service in config.services]
+        server = _closed(stack, Server(board, services, errands, announcer=announcer))
+        board.sweep(logs.sweep, logs.sweep_crashed)
+
         server.listen(process.given(passed, config.services), heritage.listeners())
-        address = open_control(config.control)
+        address = _closed(stack, open_control(config.control))
         if claim is not None and not (elements and heritage.table(elements) and claim.adopt()):
             claim.load(SECONDS_FOR_ANOTHER)  # behind the listeners: a start that fails must not touch what is there
-        if elements is not None:
-            keep = _Keeper(elements)
+        if elements is None or claim is None:
+            heritage.clear_table()
+        else:
+            keep = Keeper(
+                claim, elements, hook, lambda: successor.left or any(each.needs_table for each in server.occupied)
+            )
             keep(0.0)
             board.sweep(keep, keep.crashed)
-        if config.metrics.listen is not None:
-            scrape = monitoring.scrape(config.metrics, server, elements)
+        scrape = _closed(stack, monitoring.scrape(config.metrics, server, elements))
         belongings = address.belongings if address is not None else ()
-        process.drop_privileges(config, table=claim is not None, belongings=belongings)
+        process.drop_privileges(config, table=claim is not None, belongings=belongings, xferlog=xferlog)
         _warn(config)
         for line in engine.missing_lines if engine is not None else ():
             event(log, logging.WARNING, "pf.anchor_missing", line=line)
@@ -207,6 +221,8 @@ async def _serve(
                 if successor.possible():
                     vitals.stopping("restarting")
                     successor.provide(server, board, doors, elements)
+                    if successor.left and claim is not None:
+                        claim.leave()
                     server.stop()
 
             orders: Orders = {
@@ -225,26 +241,14 @@ async def _serve(
         if engine is not None and engine.over:
             event(log, logging.CRITICAL, "pf.engine_lost", reason=engine.over)
             raise EngineError(f"{engine.over}; the service cannot go on without it")
-    finally:
-        heritage.close()
-        if address is not None:
-            address.close()
-        server.close()
-        if scrape is not None:
-            scrape.close()
-        if successor.left and claim is not None:
-            claim.leave()
-        doors.close()
-        if engine is not None:
-            engine.close()
-        if elements is not None:
-            elements.close()
-        if lookup is not None:
-            lookup.close()
-        board.close()
-        if xferlog is not None:
-            xferlog.close()
     return EX_OK
+
+
+def _closed(stack: ExitStack, thing: T) -> T:
+    """`thing`, which goes with the stack if there is one."""
+    if thing is not None:
+        stack.callback(thing.close)
+    return thing
 
 
 async def _run(
@@ -279,26 +283,6 @@ def _warn(config: Config) -> None:
         )
     if advice.rules_missing(config):
         event(log, logging.WARNING, "rules.missing", table=f"inet {rules.TABLE}", hint="ftpproxy rules -c FILE --apply")
-
-
-class _Keeper:
-    """Sees to it that our table is there; said once if it is not and cannot be."""
-
-    def __init__(self, elements: netfilter.Elements) -> None:
-        self._elements = elements
-        self._failing = False
-
-    def __call__(self, _: float) -> None:
-        try:
-            self._elements.check()
-            self._failing = False
-        except OSError as error:
-            if not self._failing:
-                event(log, logging.ERROR, "table.missing", reason=error.__cause__ or error.strerror)
-            self._failing = True
-
-    def crashed(self, error: Exception) -> None:
-        """It is tried again in the next sweep."""
 
 
 def _spare_the_collector() -> None:

@@ -30,6 +30,7 @@ from ..records import ListenerRecord
 from ..server import Server
 from ..succession import FAREWELL, inherit, leave
 from ..switchboard import Switchboard
+from ..table import Claim
 from ..wire.reply import reply
 
 __all__ = ["ESTATE", "Heritage", "Successor"]
@@ -109,6 +110,17 @@ class Heritage:
                 elements.inherit(record)
                 return True
         return False
+
+    def clear_table(self) -> None:
+        """Remove the table that a predecessor has left, as nobody here needs one."""
+        if not self._of("table"):
+            return
+        claim = Claim(share=True)
+        try:
+            claim.adopt()  # where another process has it, it stays
+            claim.close()
+        except netfilter.NetfilterError as error:
+            event(log, logging.ERROR, "table.left", reason=error)
 
     def sessions(self, server: Server, doors: Doors, elements: netfilter.Elements | None) -> None:
         """Go on with everybody, tell those who cannot go on, and close and remove the rest."""
@@ -211,7 +223,7 @@ class Successor:
         try:
             self._queue = estate.sealed()
             if self._supervisor:
-                self._supervisor.store(ESTATE, [self._queue.fileno()])
+                self._supervisor.store(ESTATE, self._queue.fileno())
                 self._supervisor.barrier()
         except (EstateError, NotifyError) as error:
             told = estate.refuse(reply(421, FAREWELL))

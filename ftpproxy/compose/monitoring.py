@@ -5,10 +5,10 @@ prometheus-client is needed for this and for nothing else, and imported only whe
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sized
 
+from ..advice import exposition_missing
 from ..config import MetricsConfig, UnixPath
 from ..metrics import counts
 from ..netfilter import Elements
@@ -18,14 +18,13 @@ from ..server import Server
 __all__ = ["CannotServe", "scrape"]
 
 
-def scrape(config: MetricsConfig, server: Server, elements: Elements | None) -> Scrape:
-    """Where `config`, which has a place, says.  Raises `CannotServe`."""
-    try:
-        from ..exposition import Exposition, Present
-    except ImportError as error:
-        raise CannotServe(
-            f"metrics.listen: prometheus-client is missing: {sys.executable} -m pip install prometheus-client"
-        ) from error
+def scrape(config: MetricsConfig, server: Server, elements: Elements | None) -> Scrape | None:
+    """Where `config` says, None where it names no place.  Raises `CannotServe`."""
+    if config.listen is None:
+        return None
+    if missing := exposition_missing(config):
+        raise CannotServe(f"metrics.listen: {missing}")
+    from ..exposition import Exposition, Present
 
     def paths() -> dict[tuple[str, str], int]:
         found: Counter[tuple[str, str]] = Counter()
@@ -39,5 +38,4 @@ def scrape(config: MetricsConfig, server: Server, elements: Elements | None) -> 
         sessions=server.present, paths=paths, elements=lambda: elements.alive if elements is not None else 0
     )
     place = config.listen.path if isinstance(config.listen, UnixPath) else config.listen
-    assert place is not None
     return Scrape(place, Exposition(counts, present).text)

@@ -24,12 +24,13 @@ from .. import advice, log, rules
 from ..announce import Announcer
 from ..config import Config, ConfigError
 from ..control.desk import Answer, Facts, Refusal
-from ..gates import must_ask_pf
+from ..gates import least_data_port, must_ask_pf
 from ..listeners import CannotListen
 from ..log import event
 from ..passwords import BadUsersFile
 from ..server import Server
 from ..service import Service
+from ..show import count
 from ..vitals import Vitals
 from ..xferlog import Xferlog
 from .services import Shared, compose
@@ -152,9 +153,8 @@ class Reload:
         return self.facts.file or "the command line"
 
     def _refused(self, *problems: str) -> Refusal:
-        count = len(problems)
         return Refusal(
-            f"{self._source} has {count} problem{'s' * (count != 1)}; nothing has changed",
+            f"{self._source} has {count(len(problems), 'problem')}; nothing has changed",
             os.EX_CONFIG,
             problems=[f"{self._source}: {problem}" for problem in problems],
         )
@@ -162,6 +162,8 @@ class Reload:
 
 def _out_of_reach(config: Config, shared: Shared) -> Iterator[str]:
     """What services need that is made at the start only, while the process still has its privileges."""
+    if shared.engine is not None and (least := least_data_port(config.services)) < shared.engine.least_port:
+        yield f"the pf engine opens no data port below {shared.engine.least_port} until a restart, and {least} is named"
     for service in config.services:
         if shared.elements is None and service.needs_table:
             yield f'service "{service.name}": the table in nftables is made at the start only: restart'

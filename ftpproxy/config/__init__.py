@@ -21,6 +21,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from ..files import read as read_file
 from ..pi.policy import CommandRule
 from .beside import check_control, check_metrics
 from .checks import check_service, check_together
@@ -81,7 +82,7 @@ def load(path: Path | str, system: str = sys.platform) -> Config:
     Raises `ConfigError` for everything that is wrong with it.
     """
     try:
-        octets = Path(path).read_bytes()
+        octets = read_file(path)
     except OSError as error:
         raise ConfigError([Problem("", f"cannot be read: {error.strerror}")]) from None
     try:

@@ -110,6 +110,9 @@ class LedRelay:
     def carries(self, spec: PathSpec) -> bool:
         return self.relay.carries(spec)
 
+    def foresee(self, spec: PathSpec) -> None:
+        """Nothing is done beforehand."""
+
     def open(self, spec: PathSpec, owner: Opener) -> RelayPath | LedPending | Refused:
         pending = LedPending(self, spec, owner)
         try:

@@ -5,23 +5,21 @@ A data connection with one awaited leg and one called one is two address transla
     passive   client calls orig_server:N  ->  goes to server:p,  as coming from proxy
     active    server calls proxy:N        ->  goes to client:p,  as coming from orig_server[:20]
 
-So a path is a handful of elements of our table (`ftpproxy.table` has the rules that look at them): `carried` and `once`
-under (caller, called address, called port), `called` or `pinned` for the way out, and four counters under the first
-key; where a firewall goes by marks, also `marked`.  What leads the call, and the first counter, stand when `open`
-returns, by one transaction; the other counters follow while the announcement is on its way, in any case before the
-transfer command.  Nobody is dialled: the path is ready at once, and whether the other end answers is seen by the caller
-itself.  Elements are taken away in one transaction too, and never one that is gone already: to undo a transaction costs
-the kernel milliseconds.
+So a path is a handful of elements of our table (`ftpproxy.table` has the rules that look at them): under (caller,
+called address, called port) `once`, which makes the caller's *place*, and where a firewall goes by marks, `marked`;
+`carried` under the same key and `called` or `pinned` for the way out, which lead him on.  They stand when `open`
+returns, by one transaction, or by two where the path was foreseen: the place is made while the server thinks about
+PASV, the rest when it has named its port.  Nobody is dialled: the path is ready at once, and whether the other end
+answers is seen by the caller itself.  Elements are taken away in one transaction too, and never one that is gone
+already: to undo a transaction costs the kernel milliseconds.
 
 **Ports.**  The key has the caller's address, so one port serves any number of clients at once; a port is taken only if
 the same caller is awaited, or counted, at the same address and port (NLM_F_EXCL).  Where two paths lead the same caller
 to the same port of the same server, they share the element for the way out.
 
-**Accounting.**  The kernel counts packets and their octets from the IP header on.  Less 52 octets of headers a packet
-(IPv6: 72), which is IP, TCP and the time stamp option that every system in use has, that is the payload; the three-way
-handshake, which has more options, is not counted.  Retransmissions count, and peers without time stamps are
-under-estimated by 12 octets a packet, so the tally says that it is not exact.  The direction in which nothing is
-transferred is counted as nothing: it has acknowledgements only, whose options would look like octets.
+**Accounting.**  The kernel counts packets and their octets (`dtp.nftcount`), so the tally is not exact.  The direction
+in which nothing is transferred is counted as nothing: it has acknowledgements only, whose options would look like
+octets.
 
 **Ends.**  The kernel does not tell.  The counters are looked at, seldom while octets flow (so that the session is known
 to be busy), at once when the server has said its last word about the transfer (`settle`), and then every second, as the
@@ -37,30 +35,47 @@ administrator's forwards pass no chain and are not counted.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from attrs import evolve
-
 from ..doors import Doors
-from ..endpoints import ANY_PORT, Endpoint, IPAddress
+from ..endpoints import ANY_PORT, IPAddress
 from ..estate import Inheritance
 from ..freezing import Unthawable, thaw
 from ..intercept.interceptor import PortRange
-from ..netfilter import ELEMENT_SECONDS, Element, Elements, called, carried, of_path
-from ..paths import PathSpec
+from ..netfilter import ELEMENT_SECONDS, Element, Elements, led
+from ..paths import Await, Call, Leg, PathSpec
 from ..reasons import Code, Reason
 from ..sockets import is_ours
 from ..switchboard import Switchboard
 from .alive import AlivePaths
-from .nftpath import COUNTERS, NftPath, NftRecord, Way
+from .nftcount import COUNTERS
+from .nftpath import NftPath, NftRecord, Place, Way
 from .plane import PathOwner, Refused
 
-__all__ = ["COUNTERS", "NftPath", "NftPlane"]
+__all__ = ["NftPath", "NftPlane"]
 
 MOST_TRIES = 500
 """How many ports one path tries before it gives up."""
 DATA_SETUP = 120.0
 DATA_IDLE = 900.0
+
+
+class _Cannot(Exception):
+    """This plane does not carry that: a code, and a sentence for the log."""
+
+
+def _refused(error: _Cannot | OSError) -> Refused:
+    if isinstance(error, _Cannot):
+        return Refused(Reason(*error.args))
+    if isinstance(error, PermissionError):
+        text = "changing nftables needs CAP_NET_ADMIN: run this as root, or give it the capability"
+        return Refused(Reason(Code.PLANE_PERMISSION, text))
+    return Refused(str(error))
+
+
+def _of_one_family(leg: Await, call: Call) -> bool:
+    return leg.at.host.version == leg.peer.version == call.to.host.version == call.source.host.version
 
 
 class NftPlane:
@@ -103,90 +118,87 @@ class NftPlane:
 
     def carries(self, spec: PathSpec) -> bool:
         """One leg awaited, one called, and all of one family."""
-        if (halves := spec.halves) is None:
-            return False
-        _, leg, call = halves
-        return len({host.version for host in (leg.at.host, leg.peer, call.to.host, call.source.host)}) == 1
+        halves = spec.halves
+        return halves is not None and _of_one_family(*halves[1:])
 
     def open(self, spec: PathSpec, owner: PathOwner) -> NftPath | Refused:
+        try:
+            return self._open(self._way(spec), owner)
+        except (_Cannot, OSError) as error:
+            return _refused(error)
+
+    def foresee(self, spec: PathSpec) -> NftForeseen | None:
+        """The caller's place stands from now on; where his call leads follows when that is known."""
+        try:
+            way = self._way(spec)
+            for place in self._places(way):
+                with suppress(FileExistsError):
+                    self.elements.add(*place.elements)
+                    place.reserve(self._doors)
+                    return NftForeseen(self, way, NftPath(self, place))
+        except (_Cannot, OSError):
+            pass  # `open` will say why
+        return None
+
+    def _way(self, spec: PathSpec) -> Way:
+        """Who calls where, and where that leads.  Raises `_Cannot`."""
         halves = spec.halves
-        if halves is None or not self.carries(spec):
-            return Refused(
-                Reason(
-                    Code.PLANE_UNSUITED,
-                    "the kernel carries between one awaited and one called leg of one address family",
-                )
+        if halves is None or not _of_one_family(*halves[1:]):
+            raise _Cannot(
+                Code.PLANE_UNSUITED, "the kernel carries between one awaited and one called leg of one address family"
             )
         if self.paths.closed:
-            return Refused("the plane is closed")
+            raise _Cannot(Code.PLANE_FAILED, "the plane is closed")
         caller, leg, call = halves
         for host in (leg.peer, call.to.host):
             if self._is_ours(host):  # what this machine sends passes no prerouting, what it receives no postrouting
-                return Refused(
-                    Reason(
-                        Code.PLANE_UNSUITED, f"{host} is this machine itself; the kernel carries only what is forwarded"
-                    )
+                raise _Cannot(
+                    Code.PLANE_UNSUITED, f"{host} is this machine itself; the kernel carries only what is forwarded"
                 )
-        out = called(leg.peer, call.to, call.source, seconds=self.seconds)
-        try:
-            return self._open(Way(caller, leg, call), out, owner)
-        except PermissionError:
-            return Refused(
-                Reason(
-                    Code.PLANE_PERMISSION,
-                    "changing nftables needs CAP_NET_ADMIN: run this as root, or give it the capability",
-                )
-            )
-        except OSError as error:
-            return Refused(str(error))
+        return Way(caller, leg, call)
 
-    def _open(self, way: Way, out: Element, owner: PathOwner) -> NftPath | Refused:
-        leg, to = way.leg, way.call.to
-        place = leg.at.host.version, out.key
-        shared, users = self.elements.ways_out.get(place, (None, 0))
-        if shared is not None and shared != out:
-            return Refused(
-                Reason(Code.PLANE_UNSUITED, f"{leg.peer} is being led to {to} already, under another address")
-            )
-        if shared is not None:
-            self.elements.remove(out)  # and again below: its time begins anew
-        for port in self._candidates(leg.at.port):
-            at = leg.at.at(port)
-            if self._doors.taken(at, leg.peer):
-                continue
-            once, ways_in, counters = self._elements(leg.peer, at, to, mark=self._mark)
-            try:
-                self.elements.add(once, *ways_in, counters[0], out)
-            except FileExistsError:
-                continue
-            self.elements.ways_out[place] = out, users + 1
-            release = self._doors.reserve(at, leg.peer)
-            path = NftPath(self, owner, evolve(way, leg=evolve(leg, at=at)), once, ways_in, counters, out, release)
-            self.paths.add(path)
-            self.board.soon(path.count, path.crashed)
-            return path
-        if shared is not None:
-            self.elements.add(out)
+    def _open(self, way: Way, owner: PathOwner) -> NftPath:
+        leg = way.leg
+        for place in self._places(way):
+            with suppress(FileExistsError):
+                path = NftPath(self, place)
+                self.lead(path, way.call, owner, *place.elements)
+                place.reserve(self._doors)
+                return path
         if leg.at.port != ANY_PORT:
-            return Refused(Reason(Code.PLANE_PORTS, f"{leg.peer} is awaited at {leg.at} already"))
-        return Refused(
-            Reason(Code.PLANE_PORTS, f"no port is left for {leg.peer} in {self._ports}; more data_ports are needed")
-        )
+            raise _Cannot(Code.PLANE_PORTS, f"{leg.peer} is awaited at {leg.at} already")
+        raise _Cannot(Code.PLANE_PORTS, f"no port is left for {leg.peer} in {self._ports}; more data_ports are needed")
 
-    def _elements(
-        self, peer: IPAddress, at: Endpoint, to: Endpoint, *, mark: bool
-    ) -> tuple[Element, tuple[Element, ...], tuple[Element, ...]]:
-        """What leads `peer` from `at` to `to` once, perhaps with a `mark`, and counts."""
-        version, seconds = at.host.version, self.seconds
-        once = of_path("once", peer, at, seconds=seconds)
-        counters = tuple(Element(f"{kind}{version}", once.key, b"", seconds) for kind in COUNTERS)
-        ways_in = [carried(peer, at, to, seconds=seconds)]
-        if mark:
-            ways_in.append(of_path("marked", peer, at, seconds=seconds))
-        return once, tuple(ways_in), counters
+    def lead(self, path: NftPath, call: Call, owner: PathOwner, *missing: Element) -> None:
+        """Lead the path on from its place, where these are `missing`.  Raises `_Cannot`, `OSError`: `FileExistsError`
+        if somebody has the place."""
+        ways = led(path.place.once, call.to, call.source)
+        out = ways[1]
+        key = call.to.host.version, out.key
+        shared, users = self.elements.ways_out.get(key, (None, 0))
+        if shared is not None:
+            if shared != out:
+                text = f"{path.place.leg.peer} is being led to {call.to} already, under another address"
+                raise _Cannot(Code.PLANE_UNSUITED, text)
+            self.elements.remove(out)  # and again with the others: its time begins anew
+        try:
+            self.elements.add(*missing, *ways)
+        except FileExistsError:
+            if shared is not None:
+                self.elements.add(out)
+            raise
+        self.elements.ways_out[key] = out, users + 1
+        path.lead(owner, call, ways)
+        self.paths.add(path)
 
-    def _candidates(self, wanted: int) -> Iterator[int]:
-        return iter((wanted,)) if wanted != ANY_PORT else self._ports.once_round(MOST_TRIES)
+    def _places(self, way: Way) -> Iterator[Place]:
+        """Where the caller may be told to call: places that no path of this process has."""
+        wanted, peer = way.leg.at, way.leg.peer
+        ports = iter((wanted.port,)) if wanted.port != ANY_PORT else self._ports.once_round(MOST_TRIES)
+        for port in ports:
+            at = wanted.at(port)
+            if not self._doors.taken(at, peer):
+                yield Place(way.caller, Await(at, peer), self.seconds, mark=self._mark)
 
     def leaves(self, out: Element) -> bool:
         """A path does not need its way out any more; whether nobody else does."""
@@ -213,23 +225,56 @@ class NftPlane:
         peer, at, to = way.leg.peer, way.leg.at, way.call.to
         if len({host.version for host in (at.host, peer, to.host, way.call.source.host)}) != 1:
             raise Unthawable("a path of two families")
-        if not len(record.counted) == len(record.last) == len(COUNTERS):
+        if len(record.counted.last) != len(COUNTERS):
             raise Unthawable(f"a path has {len(COUNTERS)} counters")
         if self._doors.taken(at, peer):
             raise Unthawable(f"{peer} is awaited at {at} already")
-        once, ways_in, counters = self._elements(peer, at, to, mark=record.marked)
-        out = called(peer, to, way.call.source, seconds=self.seconds)
-        path = NftPath(
-            self, owner, way, once, ways_in, counters, out if record.awaited else None, self._doors.reserve(at, peer)
-        )
+        place = Place(way.caller, way.leg, self.seconds, mark=record.marked)
+        place.reserve(self._doors)
+        way_in, out = led(place.once, to, way.call.source)
+        path = NftPath(self, place)
+        path.lead(owner, way.call, (way_in, out))
         path.inherit(record)
-        self.elements.keep(once, *ways_in, *counters, out)
+        self.elements.keep(*place.elements, way_in, out)
         if record.awaited:
-            place = at.host.version, out.key
+            key = at.host.version, out.key
             ways_out = self.elements.ways_out
-            ways_out[place] = out, ways_out.get(place, (out, 0))[1] + 1
+            ways_out[key] = out, ways_out.get(key, (out, 0))[1] + 1
         self.paths.add(path)
         return path
 
     def close(self) -> None:
         self.paths.close()
+
+
+class NftForeseen:
+    """A place that stands before it is known where it leads.  Made by `NftPlane.foresee`."""
+
+    def __init__(self, plane: NftPlane, way: Way, path: NftPath) -> None:
+        self._plane = plane
+        self._way = way
+        self._path = path
+        self._until = plane.board.now + plane.seconds / 2
+        self._over = False
+
+    def open(self, spec: PathSpec, owner: PathOwner) -> NftPath | Refused:
+        call = spec.server
+        if isinstance(call, Call) and self._fits(spec.client, call):
+            with suppress(_Cannot, OSError):
+                self._plane.lead(self._path, call, owner)
+                self._over = True
+                return self._path
+        self.close()
+        return self._plane.open(spec, owner)
+
+    def _fits(self, leg: Leg, call: Call) -> bool:
+        """Whether it was this that was foreseen, not long ago."""
+        then = self._way.call
+        same = (leg, call.to.host, call.source) == (self._way.leg, then.to.host, then.source)
+        return same and self._plane.board.now < self._until and not self._plane.paths.closed
+
+    def close(self) -> None:
+        if not self._over:
+            self._over = True
+            with suppress(OSError):
+                self._path.abandon()

@@ -10,26 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from ..doors import Doors
 from ..endpoints import Endpoint, Side
 from ..estate import Estate
 from ..freezing import freeze
-from ..netfilter import Count, Element
+from ..netfilter import ELEMENT_SECONDS, Element, of_path
 from ..paths import Await, Call, Direction, Tally
 from ..reasons import Code, Reason
+from .nftcount import Counted, Counters
 from .plane import CUT_SHORT, PathOwner
 
 if TYPE_CHECKING:
     from .nft import NftPlane
 
-__all__ = ["COUNTERS", "NftPath", "NftRecord", "Way"]
-
-HEADERS = {4: 52, 6: 72}
-"""Octets of each packet that are not payload, by IP version."""
+__all__ = ["NftPath", "NftRecord", "Way"]
 
 QUIET = {False: 60.0, True: 2.0}
 """Seconds without an octet after which a settled transfer is over, by whether an end of the receiver's was seen.  Where
 not, a client may just be slow to read what the server's kernel still holds."""
-COUNTERS = ("forth", "back", "forth_end", "back_end")
 SELDOM = 10.0
 """Seconds between two looks at the counters of a transfer, at most."""
 SHOWN = 1.0
@@ -53,9 +51,7 @@ class NftRecord:
     way: Way
     awaited: bool
     """The call has not come."""
-    counting: bool
-    counted: tuple[Count, ...]
-    last: tuple[Count, ...]
+    counted: Counted
     flushed: bool
     """The table was lost since it was opened."""
     direction: Direction | None
@@ -69,6 +65,32 @@ class NftRecord:
     marked: bool = False
 
 
+class Place:
+    """Where `caller` is awaited for one call."""
+
+    __slots__ = ("_give_back", "announced", "caller", "elements", "leg", "marks", "once")
+
+    def __init__(self, caller: Side, leg: Await, seconds: float, *, mark: bool) -> None:
+        """`leg` has its port; the elements live `seconds` unless they are removed.  `mark` the connection for the
+        administrator's firewall."""
+        self.caller = caller
+        self.leg = leg
+        self.announced = {caller: leg.at}
+        self.once = once = of_path("once", leg.peer, leg.at, seconds=seconds)
+        self.marks = (once._replace(map=f"marked{leg.at.host.version}"),) if mark else ()
+        self.elements = once, *self.marks
+        self._give_back: Callable[[], None] | None = None
+
+    def reserve(self, doors: Doors) -> None:
+        """Nobody else of this process tells the caller the same place, until `give_back`."""
+        self._give_back = doors.reserve(self.leg.at, self.leg.peer)
+
+    def give_back(self) -> None:
+        if self._give_back is not None:
+            self._give_back()
+            self._give_back = None
+
+
 class NftPath:
     """One data connection that the kernel carries.  Made by `NftPlane.open`."""
 
@@ -76,48 +98,37 @@ class NftPath:
     reports_end = False
     counts_at_once = True
 
-    def __init__(
-        self,
-        plane: NftPlane,
-        owner: PathOwner,
-        way: Way,
-        once: Element,
-        ways_in: tuple[Element, ...],
-        counters: tuple[Element, ...],
-        out: Element | None,
-        release: Callable[[], None],
-    ) -> None:
-        """`once` and `ways_in` lead the caller's one call; `out` is its way out, which may be shared, None once it
-        has called; `release` gives its place back."""
-        caller, at = way.caller, way.leg.at
-        self.announced: Mapping[Side, Endpoint] = {caller: at}
-        self._way = way
+    _owner: PathOwner
+    _call: Call
+
+    def __init__(self, plane: NftPlane, place: Place) -> None:
+        """It leads from `place` to nowhere until `lead`."""
+        self.announced: Mapping[Side, Endpoint] = place.announced
+        self.place = place
         self._plane = plane
-        self._owner = owner
-        self._caller = caller
-        self._version = at.host.version
-        self._once = once
-        self._ways_in = ways_in
-        self._out = out
-        self._release = release
-        self.counters = counters
-        self._counting = False
-        self._counted = [Count()] * len(COUNTERS)  # of counters that were replaced since
-        self._last = [Count()] * len(COUNTERS)
-        self._reloads = self._reloads_before = plane.elements.reloads
+        self._caller = place.caller
+        self._counters = Counters(plane.elements, place.once, place.caller, place.leg.at.host.version)
+        self._ways: tuple[Element, Element] | None = None
+        self._awaited = True
         self._direction: Direction | None = None
-        now = plane.board.now
-        self._set_up_at = self._begun_at = self._moved_at = self._looked_at = now
-        self._renew_at = now + plane.seconds / 2
-        self._look_at = now + SELDOM
         self._up = False
         self._reported = False
         self._settled = False
         self._over = False
 
+    def lead(self, owner: PathOwner, call: Call, ways: tuple[Element, Element]) -> None:
+        """From now on it leads to what `call` says by these `ways`: one in, for one call, and one out, which others may
+        need as well."""
+        self._owner = owner
+        self._call = call
+        self._ways = ways
+        self._reloads_before = self._plane.elements.reloads
+        now = self._plane.board.now
+        self._set_up_at = self._begun_at = self._moved_at = self._looked_at = now
+        self._renew_at = now + min(self._plane.seconds, ELEMENT_SECONDS) / 2
+        self._look_at = now + SELDOM
+
     def start(self, direction: Direction) -> None:
-        with suppress(OSError):
-            self.count()  # if not, the call that is to come soon fails as well, and reports it
         now = self._plane.board.now
         if self._direction is not None:  # another file of the same connection (MODE B)
             self._settled = False
@@ -144,12 +155,10 @@ class NftPath:
         self._over = True
         self._plane.paths.forget(self)
         record = NftRecord(
-            way=self._way,
-            awaited=self._out is not None,
-            counting=self._counting,
-            counted=tuple(self._counted),
-            last=tuple(self._last),
-            flushed=self._reloads != self._reloads_before,
+            way=Way(self._caller, self.place.leg, self._call),
+            awaited=self._awaited,
+            counted=self._counters.leave(),
+            flushed=self._plane.elements.reloads != self._reloads_before,
             direction=self._direction,
             set_up=now - self._set_up_at,
             begun=now - self._begun_at,
@@ -158,25 +167,22 @@ class NftPath:
             up=self._up,
             reported=self._reported,
             settled=self._settled,
-            marked=len(self._ways_in) > 1,
+            marked=bool(self.place.marks),
         )
         return freeze(record)
 
     def inherit(self, record: NftRecord) -> None:
         """Go on where a predecessor has left off."""
         now = self._plane.board.now
-        self._counting = record.counting
-        self._counted, self._last = list(record.counted), list(record.last)
-        self._reloads = 0  # a table that had to be loaded again since then counts from nothing
+        self._awaited = record.awaited
+        self._counters.inherit(record.counted)
         self._reloads_before = -1 if record.flushed else 0
         self._direction = record.direction
         self._set_up_at, self._begun_at, self._moved_at = now - record.set_up, now - record.begun, now - record.moved
         self._renew_at, self._look_at = now + record.renew, now
         self._up, self._reported, self._settled = record.up, record.reported, record.settled
-        board = self._plane.board
-        board.soon(self.count, self.crashed)
         if self._settled:
-            board.behind(self._conclude, self.crashed)
+            self._plane.board.behind(self._conclude, self.crashed)
 
     def close(self) -> Tally | None:
         if self._over:
@@ -189,6 +195,11 @@ class NftPath:
             return None
         return self._tally(None, "" if self._settled or self._ended else CUT_SHORT)
 
+    def abandon(self) -> None:
+        """It will not `lead` anywhere.  Raises `OSError`."""
+        self._counters.look()  # somebody may have called already
+        self._let_go()
+
     def crashed(self, error: Exception) -> None:
         """Something in here went wrong."""
         self._end(None, Reason(Code.INTERNAL, f"internal error: {error!r}"))
@@ -198,53 +209,20 @@ class NftPath:
     @property
     def _ended(self) -> bool:
         """The sender's end has come by; where none is known, both have."""
-        ends = self._ends()
+        ends = self._counters.ends
         return all(ends.values()) if self._direction is None else ends[self._direction.sender]
 
-    def _ends(self) -> dict[Side, bool]:
-        return {self._caller: self._total(2).packets > 0, self._caller.peer: self._total(3).packets > 0}
-
-    def _total(self, which: int) -> Count:
-        before, last = self._counted[which], self._last[which]
-        return Count(before.packets + last.packets, before.octets + last.octets)
-
-    def count(self, _: float = 0.0) -> None:
-        """Install the counters that `open` has left out.  Raises `OSError`."""
-        if not self._counting and not self._over:
-            self._plane.elements.add(*self.counters[1:])
-            self._counting = True
-
     def _look(self) -> None:
-        """Read the counters; before a transfer only whether the call has come."""
-        elements = self._plane.elements
-        self._looked_at = self._plane.board.now
-        before = self._payload()
-        if self._up or self._direction is not None:
-            read = elements.read(*self.counters)
-        else:
-            read = [*elements.read(self.counters[0]), *self._last[1:]]
-        if elements.reloads != self._reloads or any(now < then for now, then in zip(read, self._last, strict=True)):
-            self._reloads = elements.reloads  # the table was flushed: they began again
-            self._begin_again()
-        self._last = read
-        if read[0].packets and not self._up:
-            self._up = True
-            elements.forget(self._once)  # which the call took away
-            self._moved_at = self._plane.board.now
-        if self._payload() != before:
-            self._moved_at = self._plane.board.now
-
-    def _begin_again(self) -> None:
-        self._counted = [self._total(which) for which in range(len(COUNTERS))]
-        self._last = [Count()] * len(COUNTERS)
-
-    def _renew(self, now: float) -> None:
-        """Counters must not time out before the transfer.  (Linux changes the time of an element only since 6.12.)"""
-        self._begin_again()
-        self._counting = True
-        self._plane.elements.remove(*self.counters)
-        self._plane.elements.add(*self.counters)
-        self._renew_at = now + self._plane.seconds / 2
+        """Ask the kernel what has come by."""
+        now, counters = self._plane.board.now, self._counters
+        self._looked_at = now
+        before, called = counters.payload, counters.called
+        counters.look()
+        if counters.called and not called:
+            self._plane.elements.forget(self.place.once)  # which the call took away
+        if (counters.up and not self._up) or counters.payload != before:
+            self._moved_at = now
+        self._up |= counters.up
 
     # The clock
 
@@ -270,13 +248,14 @@ class NftPath:
                 self._owner.connected(self, side)
                 if self._over:
                     return
-        if self._ended or (self._settled and now - self._moved_at >= QUIET[any(self._ends().values())]):
+        if self._ended or (self._settled and now - self._moved_at >= QUIET[any(self._counters.ends.values())]):
             self._end(None, "")
         elif now - self._moved_at > self._plane.data_idle:
             sender = self._direction.sender if self._direction is not None else Side.CLIENT
             self._end(sender, Reason(Code.DATA_IDLE, f"idle for {self._plane.data_idle:g} s", side=sender))
         elif now >= self._renew_at:
-            self._renew(now)
+            self._counters.renew()
+            self._renew_at = now + min(self._plane.seconds, ELEMENT_SECONDS) / 2
 
     # The end
 
@@ -306,37 +285,30 @@ class NftPath:
             self._owner.failed(self, why)
 
     def _tally(self, failed: Side | None, why: str) -> Tally:
-        octets = self._payload()
-        seconds = max(0.0, self._moved_at - self._begun_at)
-        return Tally(octets[Side.SERVER], octets[Side.CLIENT], seconds, exact=False, failed=failed, reason=why)
-
-    def _payload(self) -> dict[Side, int]:
-        """The octets that each side has sent."""
-        headers = HEADERS[self._version]
-        forth, back = self._total(0), self._total(1)
-        octets = {
-            self._caller: max(0, forth.octets - headers * forth.packets),
-            self._caller.peer: max(0, back.octets - headers * back.packets),
-        }
+        octets = self._counters.payload
         if self._direction is not None:
             octets[self._direction.sender.peer] = 0
-        return octets
+        seconds = max(0.0, self._moved_at - self._begun_at)
+        return Tally(octets[Side.SERVER], octets[Side.CLIENT], seconds, exact=False, failed=failed, reason=why)
 
     def _stop_awaiting(self, *others: Element) -> None:
         """The call has come, or must not come any more; and remove `others`."""
         gone = list(others)
-        if self._out is not None:
-            out, self._out = self._out, None
-            gone += self._ways_in
-            if not self._up:
-                gone.append(self._once)
-            if self._plane.leaves(out):
-                gone.append(out)
+        if self._awaited:
+            self._awaited = False
+            gone += self.place.marks
+            if not self._counters.called:
+                gone.append(self.place.once)
+            if self._ways is not None:
+                way_in, out = self._ways
+                gone.append(way_in)
+                if self._plane.leaves(out):
+                    gone.append(out)
         if gone:
             self._plane.elements.remove(*gone)
 
     def _let_go(self) -> None:
         self._over = True
         self._plane.paths.forget(self)
-        self._release()
-        self._stop_awaiting(*self.counters[: None if self._counting else 1])
+        self.place.give_back()
+        self._stop_awaiting(*self._counters.standing)

@@ -304,6 +304,9 @@ class PfPlane:
         _, leg, call = halves
         return len({host.version for host in (leg.at.host, leg.peer, call.to.host, call.source.host)}) == 1
 
+    def foresee(self, spec: PathSpec) -> None:
+        """Nothing is done beforehand."""
+
     def open(self, spec: PathSpec, owner: Opener) -> PfPending | Refused:
         if self._paths.closed or self.engine.over:
             return Refused(self.engine.over or "the plane is closed")

@@ -1,6 +1,7 @@
 """What a data plane is: the contract between a session and whatever carries its data connections.
 
-A plane is asked `carries(spec)`, then `open(spec, owner)`.  `open` never waits.  It returns
+A plane is asked `carries(spec)`, then `open(spec, owner)`; before, while the server is still thinking about PASV, it
+may be told what it will probably be asked for (`foresee`).  `open` never waits.  It returns
 
 * a `Path`, whose listener or kernel rule stands already, or
 * `Refused`, with a sentence for the log, or
@@ -32,7 +33,7 @@ from ..estate import Estate, Inheritance
 from ..paths import Direction, PathSpec, Tally
 from ..reasons import Code, Reason
 
-__all__ = ["CUT_SHORT", "DataPlane", "Opener", "Path", "PathOwner", "Pending", "Refused"]
+__all__ = ["CUT_SHORT", "DataPlane", "Foreseen", "Opener", "Path", "PathOwner", "Pending", "Refused"]
 
 CUT_SHORT = Reason(Code.DATA_CUT, "cut short")
 """Of a tally: we ended it."""
@@ -43,6 +44,16 @@ class Refused:
     """The plane cannot carry this path; `why` is a sentence for the log, mostly a `Reason` with its code."""
 
     why: str
+
+
+class Foreseen(Protocol):
+    """What was prepared for a path of which all is known but a port (see `DataPlane.foresee`)."""
+
+    def open(self, spec: PathSpec, owner: Opener) -> Path | Refused | Pending:
+        """As `DataPlane.open`; to be called at most once.  `spec` need not be what was foreseen."""
+
+    def close(self) -> None:
+        """It was not needed.  Idempotent, never blocks, nothing happens behind `open`."""
 
 
 class Pending(ABC):
@@ -131,6 +142,10 @@ class DataPlane(Protocol):
 
     def open(self, spec: PathSpec, owner: Opener) -> Path | Refused | Pending:
         """Prepare it.  Never waits, never calls `owner` before it has returned."""
+
+    def foresee(self, spec: PathSpec) -> Foreseen | None:
+        """`open` will probably be called for `spec`, but with the port that its called leg lacks: do what can be done
+        while nobody waits.  None where that is nothing, or would fail.  Never waits."""
 
     def inherit(self, left: Any, owner: PathOwner, inheritance: Inheritance) -> Path:
         """Go on with a path that a predecessor has left.  As `open` it never waits and never calls `owner`.

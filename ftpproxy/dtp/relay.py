@@ -35,7 +35,7 @@ from attrs import evolve, frozen
 from ..endpoints import Endpoint, Side
 from ..estate import Estate, Inheritance
 from ..freezing import Unthawable, freeze, thaw
-from ..intercept.interceptor import Gate, GateError, PortRange
+from ..intercept.interceptor import Gate, GateError, NoPortLeft, PortRange
 from ..paths import Await, Call, Direction, Leg, PathSpec, Tally
 from ..reasons import Code, Reason
 from ..switchboard import READ, WRITE, Switchboard
@@ -357,12 +357,17 @@ class RelayPlane:
     def carries(self, spec: PathSpec) -> bool:
         return True
 
+    def foresee(self, spec: PathSpec) -> None:
+        """Nothing is done beforehand."""
+
     def open(self, spec: PathSpec, owner: PathOwner) -> RelayPath | Refused:
         if self.paths.closed:
             return Refused("the relay is closed")
         path = RelayPath(self, spec, owner)
         try:
             path.set_up()
+        except NoPortLeft as error:
+            return Refused(Reason(Code.PLANE_PORTS, str(error)))
         except (GateError, OSError) as error:
             return Refused(str(error))
         self.paths.add(path)

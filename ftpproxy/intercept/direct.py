@@ -26,7 +26,7 @@ from ..endpoints import ANY_PORT, Endpoint, IPAddress
 from ..log import event
 from ..paths import Await, Call
 from ..sockets import bound, family
-from .interceptor import Caller, GateError, Listener, PortRange
+from .interceptor import Caller, GateError, Listener, NoPortLeft, PortRange
 
 __all__ = ["MOST_TRIES", "DirectGate", "at_any_port", "bind_to_call", "expecting", "first_free", "refusal", "towards"]
 
@@ -59,8 +59,7 @@ def refusal(what: str) -> Iterator[None]:
 def first_free(wanted: int, ports: PortRange, attempt: Callable[[int], T]) -> T:
     """What `attempt(port)` returns for `wanted`, or if that is 0 for the first of `ports` that is free.
 
-    A port is not free if `attempt` raises EADDRINUSE or EEXIST; any other `OSError` is raised.  Raises `GateError`
-    where no port is left.
+    A port is not free if `attempt` raises EADDRINUSE or EEXIST; any other `OSError` is raised.  Raises `NoPortLeft`.
     """
     for port in (wanted,) if wanted != ANY_PORT else ports.once_round(MOST_TRIES):
         try:
@@ -69,8 +68,8 @@ def first_free(wanted: int, ports: PortRange, attempt: Callable[[int], T]) -> T:
             if error.errno not in (errno.EADDRINUSE, errno.EEXIST):
                 raise
     if wanted != ANY_PORT:
-        raise GateError(f"port {wanted} is taken")
-    raise GateError(f"no port is left in {ports} ({min(len(ports), MOST_TRIES)} tried); more data_ports are needed")
+        raise NoPortLeft(f"port {wanted} is taken")
+    raise NoPortLeft(f"no port is left in {ports} ({min(len(ports), MOST_TRIES)} tried); more data_ports are needed")
 
 
 def bind_to_call(source: Endpoint, ports: PortRange, bind: Callable[[Endpoint], socket.socket]) -> socket.socket:
@@ -94,7 +93,7 @@ def at_any_port(host: IPAddress, ports: PortRange, bind: Callable[[Endpoint], so
     with few ports may have a door at each.  Raises `OSError`."""
     try:
         return first_free(ANY_PORT, ports, lambda port: bind(Endpoint(host, port)))
-    except GateError:
+    except NoPortLeft:
         return bind(Endpoint(host, ANY_PORT))
 
 

@@ -30,11 +30,25 @@ from ..doors import Expected
 from ..endpoints import Endpoint
 from ..paths import Await, Call, Leg
 
-__all__ = ["Caller", "Gate", "GateError", "Lead", "LeadingGate", "Listener", "PortRange", "nothing_to_release"]
+__all__ = [
+    "Caller",
+    "Gate",
+    "GateError",
+    "Lead",
+    "LeadingGate",
+    "Listener",
+    "NoPortLeft",
+    "PortRange",
+    "nothing_to_release",
+]
 
 
 class GateError(Exception):
     """An address could not be made ours; the text says which, why, and what would mend it."""
+
+
+class NoPortLeft(GateError):
+    """All ports where somebody could be awaited are taken; one may be free again soon."""
 
 
 def nothing_to_release() -> None:

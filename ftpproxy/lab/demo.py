@@ -120,7 +120,7 @@ class Survey:
 
     cells: Mapping[Row, Cell]
     log: str
-    """What the proxies said."""
+    """What the proxies said; where a cell is not as it must be, also the server, and what the kernels know."""
     passed: Sequence[Passed]
     """What the kernel has carried, gateway by gateway, where it had to carry everything."""
 
@@ -140,9 +140,11 @@ def survey(
             ]
         outcomes = run(lab.client, lab.dialled, server, _transfers(ROWS), timeout=timeout)
         outcomes = _carried(outcomes, proxies)
+        cells = _cells(ROWS, outcomes, lambda row: intercept is not None or not must_fail(topology, row.verb))
         log = "".join(f"--- {proxy.host.name}\n{proxy.log}" for proxy in proxies)
+        if not all(cell.as_expected for cell in cells.values()):
+            log += f"--- server\n{server.log}" + "".join(host.evidence() for host in lab.hosts)
         passed = [passed for proxy in proxies if (passed := proxy.passed()) is not None]
-    cells = _cells(ROWS, outcomes, lambda row: intercept is not None or not must_fail(topology, row.verb))
     return Survey(cells, log, passed)
 
 

@@ -13,6 +13,7 @@ import logging
 import socket
 import sys
 import warnings
+from contextlib import suppress
 
 from ..endpoints import Endpoint
 from ..sockets import bound
@@ -34,12 +35,21 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")  # pyftpdlib warns of what we want: an anonymous user who may write
     from pyftpdlib.authorizers import DummyAuthorizer
     from pyftpdlib.handlers import FTPHandler
+    from pyftpdlib.ioloop import IOLoop
     from pyftpdlib.servers import ThreadedFTPServer
 
     class Conversation(FTPHandler):  # type: ignore[misc]
         authorizer = DummyAuthorizer()
         banner = "the lab's server"
         permit_foreign_addresses = args.permit_foreign
+
+    class Loop(IOLoop):  # type: ignore[misc]
+        def unregister(self, descriptor: int) -> None:
+            """Where pyftpdlib (2.2.0) closes a socket first and unregisters it then, as for each EPSV over IPv6, the
+            thread of another session may have opened a file meanwhile that got its number.  Of a file epoll_ctl(2) says
+            EPERM; pyftpdlib expects ENOENT and EBADF only, and the control connection would end without a word."""
+            with suppress(PermissionError):
+                super().unregister(descriptor)
 
     Conversation.authorizer.add_anonymous(args.root, perm=PERMISSIONS)
     Conversation.authorizer.add_user("lab", "lab", args.root, perm=PERMISSIONS)
@@ -55,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         sockets.append(sock)
     # A thread for each session: pyftpdlib's own loop mixes up sessions whose descriptors are closed and opened in one
     # round, and with a dozen sessions at once some of them are never read again.
-    servers = [ThreadedFTPServer(sock, Conversation) for sock in sockets]
+    loop = Loop()
+    servers = [ThreadedFTPServer(sock, Conversation, ioloop=loop) for sock in sockets]
     print("ready", *(Endpoint.from_sockaddr(sock.getsockname()) for sock in sockets), flush=True)
     servers[0].serve_forever(handle_exit=False)  # one loop accepts for both
     return 0

@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import ExitStack
 from ipaddress import ip_interface
+from types import TracebackType
 from typing import Any
 
 from attrs import define, field, frozen
 
-__all__ = ["DATA_PORTS", "Gateway", "Host", "Interface", "LabError", "Loopback", "Passed"]
+__all__ = ["DATA_PORTS", "Gateway", "Host", "Interface", "LabError", "Loopback", "Passed", "Stacked"]
 
 DATA_PORTS = "20000-29999"
 """What a gateway's firewall lets in for the proxy, beside port 21."""
 CALLS, OCTETS = "data_calls", "data_octets"
 """The counters of a gateway that lets through nothing but what the kernel carries."""
 
+EVIDENCE = (
+    "nft list table inet ftpproxy",
+    "cat /proc/net/nf_conntrack /proc/net/stat/nf_conntrack",
+    "ss --tcp --all --numeric --options",
+    "nstat --json --ignore --noupdate",
+    "ip neighbour",
+)
+"""Commands that tell what happened; what a host lacks says so itself."""
+
 
 class LabError(Exception):
     """The lab cannot be built or used here; the text says what failed and what the system said."""
+
+
+class Stacked:
+    """Something of the lab that goes, last things first, at the end of its `with`."""
+
+    _stack: ExitStack
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
 
 
 @frozen
@@ -87,6 +109,12 @@ class Host:
         child: subprocess.Popen[str] = subprocess.Popen(self.command(*argv), **options)
         self.children.append(child)
         return child
+
+    def evidence(self) -> str:
+        """What its kernel knows of connections, for whoever has to explain a failure: our table, conntrack with its
+        counters (`insert_failed`, `clashres`, `invalid`, `drop`), sockets, and what TCP and IP have counted."""
+        done = self.run("sh", "-x", input="\n".join(EVIDENCE), stderr=subprocess.STDOUT, stdout=subprocess.PIPE)
+        return f"--- evidence of {self.name}\n{done.stdout}"
 
     def set_up(self) -> None:
         """Addresses, routes and kernel settings.  Raises `LabError`."""

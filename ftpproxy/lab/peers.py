@@ -11,13 +11,12 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from attrs import frozen
 
 from ..endpoints import Endpoint
-from .hosts import Host, LabError
+from .hosts import Host, LabError, Stacked
 
 __all__ = ["FtpServer", "Outcome", "Transfer", "environment", "run"]
 
@@ -61,11 +60,13 @@ class Outcome:
     error: str
 
 
-class FtpServer:
+class FtpServer(Stacked):
     """pyftpdlib on `host`, between `with` and the end of the block; `content` lies there as `sample`.
 
     User `lab`, password `lab`, or anonymous.  Raises `LabError` if it does not come up.
     """
+
+    program: tuple[str, ...] = (sys.executable, "-m", "ftpproxy.lab.ftpd")
 
     def __init__(self, host: Host, content: bytes = b"", *options: str) -> None:
         """`options` are those of `ftpproxy.lab.ftpd`."""
@@ -83,24 +84,24 @@ class FtpServer:
         with ExitStack() as stack:
             self.root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ftpproxy-lab-")))
             (self.root / "sample").write_bytes(self.content)
-            log = stack.enter_context(tempfile.TemporaryFile("w+"))
-            argv = [sys.executable, "-m", "ftpproxy.lab.ftpd", "--root", str(self.root), *self.options]
-            self.process = self.host.popen(*argv, stdout=subprocess.PIPE, stderr=log, env=environment())
+            self._log = Path(stack.enter_context(tempfile.NamedTemporaryFile(prefix="ftpproxy-lab-")).name)
+            argv = [*self.program, "--root", str(self.root), *self.options]
+            with self._log.open("w") as log:
+                self.process = self.host.popen(*argv, stdout=subprocess.PIPE, stderr=log, env=environment())
             stack.callback(self._stop)
             assert self.process.stdout is not None
             word, *endpoints = self.process.stdout.readline().split() or [""]
             if word != "ready":
                 self.process.wait(PATIENCE)
-                log.seek(0)
-                raise LabError(f"the lab's FTP server did not start: {log.read().strip()}")
+                raise LabError(f"the lab's FTP server did not start: {self.log.strip()}")
             self.endpoints = [Endpoint.parse(text) for text in endpoints]
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
+    @property
+    def log(self) -> str:
+        """What it complained of so far."""
+        return self._log.read_text(errors="replace")
 
     def _stop(self) -> None:
         self.process.kill()

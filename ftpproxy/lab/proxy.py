@@ -13,11 +13,10 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from ..endpoints import Endpoint
-from .hosts import DATA_PORTS, Gateway, Host, LabError, Passed
+from .hosts import DATA_PORTS, Gateway, Host, LabError, Passed, Stacked
 from .peers import environment
 
 __all__ = ["Proxy", "forward", "reverse"]
@@ -70,7 +69,7 @@ def _array(words: Iterable[str]) -> str:
     return "[" + ", ".join(f'"{word}"' for word in words) + "]"
 
 
-class Proxy:
+class Proxy(Stacked):
     """The proxy on `host` with `config` (TOML), between `with` and the end of the block.
 
     Raises `LabError`, with what the command said, if it is refused or does not come up.
@@ -102,11 +101,6 @@ class Proxy:
             stack.callback(self.stop)
             self._stack = stack.pop_all()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
     def start(self) -> None:
         """Run it, until it listens.  Raises `LabError`."""

@@ -35,7 +35,7 @@ from ..paths import PathSpec
 from ..switchboard import READ, WRITE, Switchboard, Watch
 from . import EngineError
 from .anchor import RuleOptions
-from .engine import SECONDS
+from .engine import LEAST_DATA_PORT, SECONDS
 from .messages import LONGEST, Answer, BadMessage, Bind, Count, Flush, Load, read_answer
 
 __all__ = ["Answered", "Engine", "start"]
@@ -63,11 +63,11 @@ class _Owed:
     since: float
 
 
-def start(program: str | None = None, *, seconds: float = SECONDS) -> Engine:
+def start(program: str | None = None, *, seconds: float = SECONDS, least_port: int = LEAST_DATA_PORT) -> Engine:
     """Start the engine, as the user that we are now, and wait until it is ready.
 
-    `program` is the path of pfctl, by default where the system has it; `seconds` is what each call of it may take.
-    Raises `EngineError`.
+    `program` is the path of pfctl, by default where the system has it; `seconds` is what each call of it may take, and
+    `least_port` the lowest that it opens, but 20.  Raises `EngineError`.
     """
     if program is None:
         program = shutil.which("pfctl", path=os.environ.get("PATH", os.defpath) + ":/sbin:/usr/sbin")
@@ -80,8 +80,8 @@ def start(program: str | None = None, *, seconds: float = SECONDS) -> Engine:
     try:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-P", "-m", "ftpproxy.pf.engine", os.path.abspath(program), str(seconds)),
-                *map(str, descriptors),
+                *(sys.executable, "-P", "-m", "ftpproxy.pf.engine", os.path.abspath(program)),
+                *map(str, (seconds, least_port, *descriptors)),
             ],
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
@@ -97,7 +97,7 @@ def start(program: str | None = None, *, seconds: float = SECONDS) -> Engine:
     finally:
         for end in theirs:
             end.close()
-    engine = Engine(process, *ours)
+    engine = Engine(process, *ours, least_port)
     try:
         engine.wait_until_ready()
     except EngineError:
@@ -109,7 +109,11 @@ def start(program: str | None = None, *, seconds: float = SECONDS) -> Engine:
 class Engine:
     """The pf engine, as its client sees it.  Made by `start`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], rules: socket.socket, sockets: socket.socket) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], rules: socket.socket, sockets: socket.socket, least_port: int
+    ) -> None:
+        self.least_port = least_port
+        """Of data connections that it opens, but 20."""
         self._process = process
         self._rules = rules
         self._sockets = sockets

@@ -7,8 +7,9 @@ other ends of its two pipes:
     sockets   make TCP sockets that are bound to foreign addresses (SO_BINDANY, IP_BINDANY), for a proxy that relays
 
 Whoever takes the proxy over has these two, and with them nothing that the rules of one data connection cannot say:
-`anchor.render` checks again whatever is to be loaded, numbers of anchors only rise, sockets are refused for addresses
-that are no host's and ports that are no data port's.  What is said in any other form ends the engine.
+`anchor.render` checks again whatever is to be loaded, numbers of anchors only rise and not more than `MOST_STANDING`
+stand, sockets are refused for addresses that are no host's, and ports that are no data port's are refused everywhere:
+what is below the lowest that the configuration names, but 20.  What is said in any other form ends the engine.
 
 Rules are loaded by `pfctl -a ANCHOR -f -`, which replaces an anchor in one transaction, one at a time, because on
 FreeBSD loaders disturb each other (EBUSY); that is tried again a few times.  Each call has a time limit.  Requests of
@@ -38,6 +39,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from ..endpoints import Endpoint
+from ..paths import Await, PathSpec
 from ..sockets import bound
 from .anchor import ROOT, RuleError, anchor_name, render
 from .messages import LONGEST, Answer, BadMessage, Bind, Count, Flush, Load, read_request
@@ -53,7 +55,10 @@ PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08)
 MOST_SAID = 300
 """Characters of pfctl's that are passed on."""
 LEAST_DATA_PORT = 1024
+"""Where the configuration names no lower one."""
 FTP_DATA = 20
+MOST_STANDING = 10_000
+"""Anchors; a proxy in wrong hands could fill the kernel's memory with them."""
 
 _BUSY = re.compile(r"(Device|resource) busy")
 _NOISE = re.compile(r"ALTQ|^$")
@@ -108,17 +113,22 @@ class Pfctl:
 
 
 class Anchors:
-    """The anchors of one process."""
+    """The anchors of one process.  Their data connections have ports from `least` on."""
 
-    def __init__(self, pfctl: Pfctl, process: int) -> None:
+    def __init__(self, pfctl: Pfctl, process: int, least: int = LEAST_DATA_PORT) -> None:
         self._pfctl = pfctl
         self._process = process
+        self._least = least
         self._standing: set[int] = set()
         self._last = 0
 
     def load(self, request: Load) -> None:
         """Raises `RuleError` for what cannot be, `PfctlError` where it is not loaded."""
         text = render(request.spec, request.options)
+        for port in _ports(request.spec):
+            _check_port(port, self._least)
+        if len(self._standing) >= MOST_STANDING:
+            raise RuleError(f"the rules of {len(self._standing)} data connections stand already")
         if request.path <= self._last:
             raise RuleError(f"path {request.path} has been")
         self._last = request.path
@@ -162,6 +172,23 @@ class Anchors:
                     self.flush(path)
         if self._standing:
             _complain(f"rules of {len(self._standing)} data connections are left in {ROOT}/{self._process}.*")
+
+
+def _ports(spec: PathSpec) -> Iterator[int]:
+    """Those that rules name; 0 as the source is any of pf's own range."""
+    for leg in (spec.client, spec.server):
+        if isinstance(leg, Await):
+            yield leg.at.port
+        else:
+            yield leg.to.port
+            if leg.source.port:
+                yield leg.source.port
+
+
+def _check_port(port: int, least: int) -> None:
+    """Raises `RuleError` for one that no data connection has."""
+    if port < least and port != FTP_DATA:
+        raise RuleError(f"{port} is not the port of a data connection: those are {FTP_DATA}, and from {least} on")
 
 
 def flush_left_behind(pfctl: Pfctl, *processes: int) -> None:
@@ -252,14 +279,14 @@ def _of_rules(request: Load | Count | Flush, anchors: Anchors) -> tuple[Answer, 
     return Answer(request.ask), False
 
 
-def serve_sockets(channel: socket.socket) -> None:
+def serve_sockets(channel: socket.socket, least: int) -> None:
     """Make the sockets that are asked for until `channel` ends.  Raises `BadMessage`."""
     for line in _lines(channel):
         request = read_request(line)
         if not isinstance(request, Bind):
             raise BadMessage("this pipe is about sockets")
         try:
-            sock = _foreign(request.at)
+            sock = _foreign(request.at, least)
         except RuleError as refusal:
             channel.sendall(Answer(request.ask, str(refusal)).line())
         except OSError as error:
@@ -269,12 +296,11 @@ def serve_sockets(channel: socket.socket) -> None:
                 socket.send_fds(channel, [Answer(request.ask).line()], [sock.fileno()])
 
 
-def _foreign(at: Endpoint) -> socket.socket:
+def _foreign(at: Endpoint, least: int) -> socket.socket:
     """Raises `RuleError` for what is no place of a data connection, else `OSError`."""
     if at.host.is_unspecified or at.host.is_multicast or at.host.is_loopback or getattr(at.host, "scope_id", None):
         raise RuleError(f"{at.host} is not the address of another host")
-    if at.port < LEAST_DATA_PORT and at.port != FTP_DATA:
-        raise RuleError(f"{at.port} is not the port of a data connection")
+    _check_port(at.port, least)
     return bound(at, transparent=True)
 
 
@@ -285,9 +311,9 @@ def _complain(text: str) -> None:
     print(f"ftpproxy: pf engine: {text}", file=sys.stderr, flush=True)
 
 
-def _work(pfctl: Pfctl, rules: socket.socket, sockets: socket.socket) -> int:
+def _work(pfctl: Pfctl, least: int, rules: socket.socket, sockets: socket.socket) -> int:
     """The life of the worker; its exit code."""
-    anchors = Anchors(pfctl, os.getpid())
+    anchors = Anchors(pfctl, os.getpid(), least)
     try:
         # pfctl -s info: is there a pf, may we use it, and does it run?
         if "Status: Disabled" in pfctl("-s", "info"):
@@ -300,7 +326,7 @@ def _work(pfctl: Pfctl, rules: socket.socket, sockets: socket.socket) -> int:
 
     def serve_sockets_too() -> None:
         try:
-            serve_sockets(sockets)
+            serve_sockets(sockets, least)
         except (BadMessage, OSError) as error:
             _complain(f"no more sockets: {error}")
             sockets.shutdown(socket.SHUT_RDWR)
@@ -332,8 +358,9 @@ def _watch(worker: int, pfctl: Pfctl, lifeline: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """PFCTL SECONDS RULES SOCKETS: the program, what a call of it may take, and our ends of the pipes."""
-    program, limit, *descriptors = sys.argv[1:] if arguments is None else arguments
+    """PFCTL SECONDS PORT RULES SOCKETS: the program, what a call of it may take, the lowest port of data connections
+    but 20, and our ends of the pipes."""
+    program, limit, least, *descriptors = sys.argv[1:] if arguments is None else arguments
     seconds = float(limit)
     rules, sockets = (socket.socket(fileno=int(descriptor)) for descriptor in descriptors)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -342,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worker = os.fork()
     if worker == 0:
         os.close(read_end)
-        os._exit(_work(Pfctl(program, seconds=seconds, lifeline=write_end), rules, sockets))
+        os._exit(_work(Pfctl(program, seconds=seconds, lifeline=write_end), int(least), rules, sockets))
     os.close(write_end)
     rules.close()  # so that its end is the worker's; that of `sockets` is ours
     return _watch(worker, Pfctl(program, seconds=seconds), read_end)

@@ -55,17 +55,14 @@ class ReplyCollector:
     _octets: int = field(init=False, default=0)
     _streaming: bool = field(init=False, default=False)
     """The rest of the reply is passed on as it comes."""
-
-    @property
-    def inside(self) -> bool:
-        """Whether a reply of several lines has begun and not ended."""
-        return self._reader.inside
+    inside: bool = field(init=False, default=False)
+    """A reply of several lines has begun and not ended."""
 
     def take(self, line: bytes, kind: Kind) -> Part:
         """What is due now that `line` has come, in answer to a command of `kind`.  Raises `NotAReply` for a line
         outside any reply, and `ReplyTooLong`."""
-        begins = not self._reader.inside
         judged = self._reader.read(line)
+        begins, self.inside = not self.inside, not judged.last
         if begins:  # an endpoint is kept back whatever it answers, so that it need not be passed on
             self._kind = Kind.PASSIVE if judged.code in ENDPOINT_CODES else kind
         kind = self._kind

@@ -30,6 +30,7 @@ from attrs import define, evolve, field
 
 from ..endpoints import ANY_PORT, Endpoint, Side
 from ..freezing import GIVEN
+from ..paths import PathSpec
 from ..routes import Route
 from ..wire import feat
 from ..wire.command import Command
@@ -85,8 +86,7 @@ class ProtocolInterpreter:
     _logged_in: bool = False
     _solicited: bool = False
     """Something was owed when the reply that is being read began."""
-    _client_ended: bool = False
-    _server_ended: bool = False
+    _ended: set[Side] = field(factory=set)
     _passage: Passage | None = None
     """After AUTH: both directions pass as they are."""
     _dismissed: bool = False
@@ -135,10 +135,7 @@ class ProtocolInterpreter:
     def receive(self, side: Side, octets: bytes) -> None:
         """Take octets of a side; none mean that it ended its stream."""
         if not octets:
-            if side is CLIENT:
-                self._client_ended = True
-            else:
-                self._server_ended = True
+            self._ended.add(side)
             return
         # Behind AUTH there may be TLS already, which is full of what Telnet would call commands.
         telnet = not (self._passage or self._dialogue.ledger.owes(Kind.SECURITY))
@@ -167,6 +164,10 @@ class ProtocolInterpreter:
     def take_output(self, side: Side) -> list[Chunk]:
         """Octets for this side, in order; they are the caller's now."""
         return self._dialogue.take_output(side)
+
+    def foresee(self) -> PathSpec | None:
+        """What `OpenPath` will ask for, but for the port; None for nothing new.  If it will not, `DropPath` follows."""
+        return self._negotiation.foresee()
 
     def timer(self, timer: Timer) -> None:
         """A clock that was armed has run down."""
@@ -229,12 +230,12 @@ class ProtocolInterpreter:
             if taken is None:
                 fresh = self._intake.take(logged_in=self._logged_in)
                 if fresh is None:
-                    if self._client_ended:
+                    if CLIENT in self._ended:
                         if not self._dialogue.ledger.owes(Kind.ENDING):  # after QUIT the replies are still wanted
                             self._hang_up(self._closed(CLIENT))
                     elif self._intake.clock_due():
                         self._dialogue.act(Arm(Timer.LINE, self._timeouts.line))
-                    return Need.PEER if self._client_ended else Need.DATA
+                    return Need.PEER if CLIENT in self._ended else Need.DATA
                 if isinstance(fresh, Ending):
                     (self._hang_up if fresh.silent else self.dismiss)(fresh.reason)
                     continue
@@ -302,11 +303,11 @@ class ProtocolInterpreter:
         while not self._dialogue.actions:
             if self._passage is not None:
                 return self._pass_unread(self._passage, SERVER)
-            if self._negotiation.waiting or self._transfers.holding:
+            if self._negotiation.waiting or self._transfers.held is not None:
                 return Need.PEER
             line = self._replies.next_line()
             if line is None:
-                if self._server_ended:
+                if SERVER in self._ended:
                     if not self._dismissed and self._dialogue.ledger.owes(Kind.GREETING):
                         self._dialogue.say(421, "The server closed the connection.")
                     self._hang_up(self._closed(SERVER))
@@ -323,9 +324,9 @@ class ProtocolInterpreter:
     def _reply_line(self, line: bytes) -> None:
         ledger = self._dialogue.ledger
         if not self._collector.inside:
-            self._solicited = len(ledger) > 0
+            self._solicited = bool(ledger)
         try:
-            lines, last = self._collector.take(line, ledger.head.kind if ledger.head is not None else Kind.ORDINARY)
+            lines, last = self._collector.take(line, head.kind if (head := ledger.head) is not None else Kind.ORDINARY)
         except NotAReply:
             self._not_a_reply(line)
         except ReplyTooLong:
@@ -354,7 +355,7 @@ class ProtocolInterpreter:
             self._dialogue.pass_on(lines)
             self._dismissed = True
             self._dialogue.act(Arm(Timer.ENDING, ENDING_SECONDS))
-        elif self._solicited and ledger.begins(code, lenient=self._policy.greeting == "lenient"):
+        elif code < 200 and self._solicited and ledger.begins(lenient=self._policy.greeting == "lenient"):
             self._dialogue.pass_on(lines)
         elif self._solicited and (turns := ledger.match(code, judged.text)):
             if code in ENDPOINT_CODES and not self._negotiation.expects_endpoint:
@@ -428,16 +429,14 @@ class ProtocolInterpreter:
 
     def _pass_unread(self, passage: Passage, side: Side) -> Need:
         """Both directions as they are."""
-        if side is CLIENT:
-            buffer, out, ended = self._intake.take_rest(), self._dialogue.server_out, self._client_ended
-        else:
-            buffer, out, ended = self._replies.take_rest(), self._dialogue.client_out, self._server_ended
+        buffer = self._intake.take_rest() if side is CLIENT else self._replies.take_rest()
         try:
             if buffer:
+                out = self._dialogue.server_out if side is CLIENT else self._dialogue.client_out
                 out.append(Chunk(passage.carry(side, buffer)))
         except PlainText:
             self._hang_up(endings.plain_text(side))
-        if ended:
+        if side in self._ended:
             self._hang_up(self._closed(side))
         return Need.DATA
 

@@ -73,6 +73,9 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._turns) + len(self._out_of_band)
 
+    def __bool__(self) -> bool:
+        return bool(self._turns or self._out_of_band)
+
     @property
     def head(self) -> Turn | None:
         """The oldest turn in order that the server owes."""
@@ -137,11 +140,11 @@ class Ledger:
         self.quit |= turn.kind is Kind.ENDING
         self._out_of_band.append(turn)
 
-    def begins(self, code: int, *, lenient: bool) -> bool:
-        """Whether a complete reply is preliminary, which is noted.  `lenient`: there are servers that answer any verb
+    def begins(self, *, lenient: bool) -> bool:
+        """Whether a complete 1yz is preliminary, which is noted.  `lenient`: there are servers that answer any verb
         with 1yz and have no more to say; then it is so only where RFC 959 has it."""
         turn = self.head or next(iter(self._out_of_band), None)
-        if code >= 200 or turn is None or (lenient and turn.kind not in _PRELIMINARY):
+        if turn is None or (lenient and turn.kind not in _PRELIMINARY):
             return False
         turn.preliminary = True
         return True
@@ -149,10 +152,9 @@ class Ledger:
     def match(self, code: int, text: bytes) -> list[Turn]:
         """The turns that a complete final reply answers, in order; they still stand (see `end`)."""
         head, beside = self.head, self._out_of_band
-        if self.transfer is None:
-            return [head or beside[0]] if head or beside else []
-        assert head is not None
-        if beside:
+        if head is None:
+            return [beside[0]] if beside else []
+        if beside and head.kind is Kind.TRANSFER:
             if code in _OUT_OF_BAND_CODES:
                 return [beside[0]]
             aborts = [turn for turn in beside if turn.kind is Kind.ABORT]
@@ -165,16 +167,19 @@ class Ledger:
     def end(self, turn: Turn) -> list[bytes]:
         """A turn is answered.  Returns our own replies that waited right behind it."""
         self._octets -= len(turn.command.line)
-        if turn in self._out_of_band:
+        due: list[bytes] = []
+        if self._out_of_band and turn in self._out_of_band:
             self._out_of_band.remove(turn)
-            return []
+            return due
         assert turn is self._turns[0]
         self._turns.popleft()
-        due = []
         while self._turns and self._turns[0].local:
             due.append(self._turns.popleft().local)
         return due
 
     def owes(self, kind: Kind) -> bool:
         """Whether a turn of this kind is unanswered."""
-        return any(turn.kind is kind for turn in (*self._turns, *self._out_of_band))
+        for turn in self._turns:
+            if turn.kind is kind:
+                return True
+        return any(turn.kind is kind for turn in self._out_of_band)

@@ -32,7 +32,7 @@ from ..routes import Route
 from ..wire import hostport
 from ..wire.command import Command
 from ..wire.reply import ReplyLine
-from .actions import Arm, Chunk, Denied, OpenPath, Timer
+from .actions import Arm, Chunk, Denied, DropPath, OpenPath, Timer
 from .collector import ENDPOINT_CODES
 from .dialogue import Dialogue
 from .filter import Refusal
@@ -62,11 +62,11 @@ class _SetUp:
     client_leg: Leg
     extended: bool
     """The server is spoken to with EPSV and EPRT."""
-    waiting: bool = False
-    """For the plane or for a call: nothing of the server's may overtake our answer to the client."""
     announced: Mapping[Side, Endpoint] = field(factory=dict)
     answer: list[bytes] = field(factory=list)
     """The server's agreement to call us."""
+    foreseen: bool = False
+    """The session was told what path will be wanted when the server has named its port."""
     broken: bool = False
     """The path failed before the server agreed."""
 
@@ -86,11 +86,8 @@ class Negotiation:
     _extended: bool = field(init=False, default=True)
     """The server has not refused EPSV or EPRT yet."""
     _set_up: _SetUp | None = field(init=False, default=None)
-
-    @property
-    def waiting(self) -> bool:
-        """Nothing of the server may be read now."""
-        return self._set_up is not None and self._set_up.waiting
+    waiting: bool = field(init=False, default=False)
+    """For the plane or for a call: nothing of the server's may overtake our answer to the client."""
 
     @property
     def expects_endpoint(self) -> bool:
@@ -101,6 +98,18 @@ class Negotiation:
     def provides(self) -> list[bytes]:
         """Features that the client may use whether the server has them or not."""
         return [] if self._translate == "mirror" else [b"EPRT", b"EPSV"]
+
+    def foresee(self) -> PathSpec | None:
+        """See `ProtocolInterpreter.foresee`."""
+        set_up = self._set_up
+        if set_up is None or set_up.foreseen or self.waiting or not (set_up.client_passive and set_up.server_passive):
+            return None
+        set_up.foreseen = True
+        return PathSpec(set_up.client_leg, self._call(ANY_PORT))
+
+    def _call(self, where: int) -> Call:
+        """To the port that the server has named."""
+        return Call(self._route.server.at(where), self._route.proxy.at(ANY_PORT))
 
     # Commands
 
@@ -191,7 +200,7 @@ class Negotiation:
         at = Endpoint(self._route.told(SERVER), set_up.announced[SERVER].port)
         line = hostport.eprt(at) if set_up.extended or at.host.version == 6 else hostport.port(at)
         self._dialogue.server_out.append(Chunk(line, alone=True))
-        set_up.waiting = False
+        self.waiting = False
 
     def answered(self, judged: ReplyLine, lines: list[bytes]) -> None:
         """The server's complete final reply to PASV, EPSV, PORT or EPRT."""
@@ -223,7 +232,7 @@ class Negotiation:
             set_up.answer = lines
             # A server that has called already only gets on when our own call to the client is decided.
             if isinstance(set_up.client_leg, Call) and self._transfers.up == {SERVER}:
-                set_up.waiting = True
+                self.waiting = True
             else:
                 self._offer(set_up)
 
@@ -231,8 +240,7 @@ class Negotiation:
         """227 and 229 are told apart by their code and not by the command: translators on the way mix them up."""
         where: int | None = None
         if judged.code == 227:
-            named = hostport.parse_227(judged.text)
-            where = named.port if named else None
+            where = hostport.port_of_227(judged.text)
         elif judged.code == 229:
             extended = hostport.parse_229(judged.text)
             where = extended[1] if extended else None
@@ -242,10 +250,11 @@ class Negotiation:
         if where is None:
             self._no_data_connection("The server named no usable data port.")
         else:
-            self._open(set_up, Call(self._route.server.at(where), self._route.proxy.at(ANY_PORT)))
+            self._open(set_up, self._call(where))
 
     def _open(self, set_up: _SetUp, server_leg: Leg) -> None:
-        set_up.waiting = True
+        self.waiting = True
+        set_up.foreseen = False
         self._dialogue.act(OpenPath(PathSpec(set_up.client_leg, server_leg)))
 
     # To the client
@@ -276,7 +285,9 @@ class Negotiation:
     def _end(self) -> None:
         turn = self._dialogue.ledger.head
         assert turn is not None  # a set-up command is a barrier: its turn is the only one
-        self._set_up = None
+        if self._set_up is not None and self._set_up.foreseen:
+            self._dialogue.act(DropPath("the server named no port"))
+        self._set_up, self.waiting = None, False
         self._dialogue.end(turn)
 
     def reset(self) -> None:
@@ -304,7 +315,7 @@ class Negotiation:
         """The server has not answered our call in time: let the client try; it may answer yet."""
         set_up = self._set_up
         opened = self._transfers.up is not None
-        if set_up is not None and set_up.waiting and set_up.server_passive and set_up.client_passive and opened:
+        if set_up is not None and self.waiting and set_up.server_passive and set_up.client_passive and opened:
             self._offer(set_up)
 
     def path_refused(self) -> None:
@@ -314,7 +325,7 @@ class Negotiation:
     def path_connected(self, side: Side) -> None:
         """A leg of the open path is up."""
         set_up = self._set_up
-        if not self._transfers.connected(side) or set_up is None or not set_up.waiting:
+        if not self._transfers.connected(side) or set_up is None or not self.waiting:
             return
         up = self._transfers.up or set()
         awaited = {CLIENT} if not set_up.server_passive else {SERVER} if set_up.client_passive else {CLIENT, SERVER}
@@ -326,7 +337,7 @@ class Negotiation:
         set_up = self._set_up
         if not self._transfers.failed() or set_up is None:
             return
-        if set_up.waiting:
+        if self.waiting:
             self._no_data_connection()
         else:
             set_up.broken = True

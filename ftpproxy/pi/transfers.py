@@ -55,13 +55,9 @@ class Transfers:
     aborted: bool = field(init=False, default=False)
     """ABOR was answered a moment ago: a second answer may come late."""
     _path: _Path | None = field(init=False, default=None)
-    _held: list[bytes] | None = field(init=False, default=None)
-    """The final reply of the transfer under way, which waits for the last octet of its download."""
-
-    @property
-    def holding(self) -> bool:
-        """A final reply is held back: nothing of the server's may overtake it."""
-        return self._held is not None
+    held: list[bytes] | None = field(init=False, default=None)
+    """The final reply of the transfer under way, which waits for the last octet of its download: nothing of the
+    server's may overtake it."""
 
     @property
     def up(self) -> set[Side] | None:
@@ -92,7 +88,7 @@ class Transfers:
             and not self._block_mode
             and not self._dialogue.ledger.owes(Kind.ABORT)
         ):
-            self._held = lines
+            self.held = lines
             self._dialogue.act(Arm(Timer.HOLD, HOLD_SECONDS))
         else:
             self._end(turn, positive, lines)
@@ -110,17 +106,17 @@ class Transfers:
 
     def give_up(self) -> None:
         """The server has answered ABOR and not the transfer (pyftpdlib, when no data connection was made)."""
-        if (transfer := self._dialogue.ledger.aborted) is not None and not self.holding:
+        if (transfer := self._dialogue.ledger.aborted) is not None and self.held is None:
             self._dialogue.act(EndTransfer(positive=False))
             self.drop("aborted")
             self._dialogue.end(transfer)
 
     def release(self) -> None:
         """Pass on what was held back."""
-        if self._held is not None:
-            turn, lines = self._dialogue.ledger.transfer, self._held
+        if self.held is not None:
+            turn, lines = self._dialogue.ledger.transfer, self.held
             assert turn is not None  # it is answered when this is passed on
-            self._held = None
+            self.held = None
             self._end(turn, True, lines)
 
     def _end(self, turn: Turn, positive: bool, lines: list[bytes]) -> None:
@@ -178,7 +174,7 @@ class Transfers:
         if path is None:
             return False
         path.up.add(side)
-        if path.concluded and len(path.up) == 2 and self._held is None:
+        if path.concluded and len(path.up) == 2 and self.held is None:
             self._settle()
         return True
 
@@ -192,7 +188,7 @@ class Transfers:
         """Everything that will be delivered was delivered."""
         if self._path is not None:
             self._path.delivered = self._path.finished = True
-            if self._held is not None:
+            if self.held is not None:
                 self.release()
             elif self._path.concluded or self._block_mode:
                 self._path = None

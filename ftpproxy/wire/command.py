@@ -14,7 +14,7 @@ __all__ = ["Command", "parse_command"]
 
 _BEFORE_VERB = b" \t" + bytes(range(0xF0, 0x100))
 """Blanks, and what a damaged Telnet Synch leaves behind: no verb begins so."""
-_COMMAND = re.compile(rb"([^ \t]*)(?:[ \t](.*))?", re.DOTALL)
+_SEPARATOR = re.compile(rb"[ \t]")
 _PLAIN = re.compile(rb"[A-Z0-9@._-]+")
 _ALIASES = {b"P@SW": b"PASV"}
 """Spellings that servers take for another verb: vsftpd and pure-ftpd know this one for the sake of old routers."""
@@ -41,13 +41,23 @@ class Command(NamedTuple):
     def unclean(self) -> bool:
         """Whether a CR or NUL stands where it could end the line for the server: CR NUL is an escaped CR in a path
         name (RFC 2640 section 3.1), everything else is either damage or an attempt to smuggle a second command."""
-        return _UNCLEAN.search(self.line) is not None
+        line = self.line
+        return (b"\r" in line or b"\0" in line) and _UNCLEAN.search(line) is not None
+
+
+_BARE = {verb: Command(verb, b"", verb) for verb in b"ABOR CDUP EPSV FEAT LIST NLST NOOP PASV PWD QUIT SYST".split()}
+"""Command lines that mostly have no argument, as they are mostly written."""
 
 
 def parse_command(line: bytes) -> Command:
     """Parse a line as `LineBuffer` gives it.  Any octets parse."""
+    if (bare := _BARE.get(line)) is not None:
+        return bare
     line = line.lstrip(_BEFORE_VERB)
-    match = _COMMAND.fullmatch(line)
-    assert match is not None  # every part of the pattern may be empty
-    verb = match[1].upper()
-    return Command(_ALIASES.get(verb, verb), match[2] or b"", line)
+    separator = _SEPARATOR.search(line)
+    if separator is None:
+        verb, argument = line.upper(), b""
+    else:
+        at = separator.start()
+        verb, argument = line[:at].upper(), line[at + 1 :]
+    return Command(_ALIASES.get(verb, verb), argument, line)

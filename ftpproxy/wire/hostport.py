@@ -8,6 +8,7 @@ client and every packet-inspecting box on the way understands; what we *read* is
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from ..endpoints import Endpoint, IPAddress, parse_address
@@ -22,10 +23,13 @@ __all__ = [
     "parse_port",
     "passive_reply",
     "port",
+    "port_of_227",
     "protocol_number",
 ]
 
 _SIX = re.compile(rb"([0-9]{1,5}),([0-9]{1,5}),([0-9]{1,5}),([0-9]{1,5}),([0-9]{1,5}),([0-9]{1,5}) *")
+_USUAL = re.compile(rb"[^0-9]*\(" + rb",".join([rb"([0-9]{1,3})"] * 6) + rb"\)")
+"""Nothing that could be a run before these six, as most servers write it."""
 _RUN = re.compile(rb"(?<![0-9.\-])[0-9]+(?:[ \t]*,[ \t]*[0-9]+)*")
 _EXTENDED = re.compile(
     rb"\(([!-'*-/:-~])([0-9]*)\1([0-9A-Fa-f:.]*)\1([0-9]+)\1\)"  # the form of RFC 2428, any delimiter
@@ -47,20 +51,22 @@ def protocol_number(host: IPAddress) -> int:
     return 1 if host.version == 4 else 2
 
 
-def _tuple(numbers: list[int]) -> Endpoint | None:
-    if len(numbers) != 6 or any(number > 255 for number in numbers):
-        return None
-    where = numbers[4] * 256 + numbers[5]
-    return Endpoint(IPv4Address(bytes(numbers[:4])), where) if where else None
+def _six_octets(numbers: Sequence[bytes]) -> list[int] | None:
+    """Six decimal numbers as octets; None if they are none, or the last two are not a port."""
+    six = [int(number) for number in numbers]
+    return six if max(six) <= 255 and (six[4] or six[5]) else None
+
+
+def _endpoint(six: list[int]) -> Endpoint:
+    return Endpoint(IPv4Address(bytes(six[:4])), six[4] << 8 | six[5])
 
 
 def parse_port(argument: bytes) -> Endpoint:
     """`h1,h2,h3,h4,p1,p2`, the whole argument (RFC 959 section 4.1.2).  Raises `BadEndpoint`."""
     match = _SIX.fullmatch(argument)
-    endpoint = _tuple([int(number) for number in match.groups()]) if match else None
-    if endpoint is None:
+    if match is None or (six := _six_octets(match.groups())) is None:
         raise BadEndpoint("PORT takes h1,h2,h3,h4,p1,p2 with numbers from 0 to 255 and a port above 0.")
-    return endpoint
+    return _endpoint(six)
 
 
 def parse_eprt(argument: bytes) -> Endpoint:
@@ -90,10 +96,23 @@ def parse_eprt(argument: bytes) -> Endpoint:
 
 def parse_227(text: bytes) -> Endpoint | None:
     """The endpoint in the text of a 227: the first run of exactly six numbers, wherever it stands; else None."""
+    six = _first_six(text)
+    return _endpoint(six) if six is not None else None
+
+
+def port_of_227(text: bytes) -> int | None:
+    """The port of `parse_227`, for those who call another host anyway."""
+    six = _first_six(text)
+    return six[4] << 8 | six[5] if six is not None else None
+
+
+def _first_six(text: bytes) -> list[int] | None:
+    if (match := _USUAL.match(text)) is not None:
+        return _six_octets(match.groups())
     for run in _RUN.finditer(text):
         numbers = run.group().split(b",")
         if len(numbers) == 6 and all(len(number) <= 32 for number in numbers):
-            return _tuple([int(number) for number in numbers])
+            return _six_octets(numbers)
     return None
 
 
@@ -112,7 +131,7 @@ def parse_229(text: bytes) -> tuple[IPAddress | None, int] | None:
 
 
 def _commas(at: Endpoint) -> bytes:
-    return b",".join(b"%d" % number for number in (*at.host.packed, *divmod(at.port, 256)))
+    return b"%d,%d,%d,%d,%d,%d" % (*at.host.packed, at.port >> 8, at.port & 255)
 
 
 def port(at: Endpoint) -> bytes:

@@ -50,11 +50,9 @@ class LineBuffer:
                 held.clear()
             self._searched = len(held)
             return None
-        line = bytes(held[:end])
+        line = bytes(held[: end - 1 if held[end - 1 : end] == b"\r" else end])
         del held[: end + 1]
         self._searched = 0
-        if line.endswith(b"\r"):
-            line = line[:-1]
         if self._dropping or len(line) > self.longest:
             self._dropping = False
             return OVERLONG

@@ -21,7 +21,6 @@ from attrs import define, field
 
 __all__ = ["NotAReply", "ReplyLine", "ReplyReader", "mended", "reply"]
 
-_FIRST = re.compile(rb"([1-6][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
 _LOOKS_LAST = re.compile(rb"[0-9]{3}(?: |\Z)")
 _CONTROLS = bytes.maketrans(b"\r\0", b"  ")
 
@@ -55,14 +54,13 @@ class ReplyReader:
         """Judge one line.  Raises `NotAReply`, after which the reader is as before."""
         line = mended(line)
         if not self._open:
-            match = _FIRST.fullmatch(line)
-            if match is None:
+            code, separator = line[:3], line[3:4]
+            if len(code) < 3 or not code.isdigit() or not b"1" <= code < b"7" or separator not in (b" ", b"-", b""):
                 raise NotAReply(line[:80].decode("ascii", "backslashreplace"))
-            code, separator, text = match.groups()
             if separator == b"-":
                 self._open = code
-                return ReplyLine(int(code), text, line, False)
-            return ReplyLine(int(code), text or b"", line if separator else code + b" ", True)
+                return ReplyLine(int(code), line[4:], line, False)
+            return ReplyLine(int(code), line[4:], line if separator else code + b" ", True)
         code = self._open
         if line.startswith(code) and (len(line) == 3 or line[3:4] == b" "):
             self._open = b""

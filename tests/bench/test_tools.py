@@ -6,6 +6,8 @@ import ftplib
 import hashlib
 import io
 import json
+import os
+import random
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ import pytest
 from bench.proxy import configuration
 from bench.summary import summary
 from bench.tools import BenchError, build
+from bench.turns import interval
 
 pytestmark = pytest.mark.linux("epoll(7), of which the two programs are made")
 
@@ -28,7 +31,7 @@ PATTERN = bytes((i ^ i >> 8 ^ i >> 16) & 255 for i in range(1 << 20))
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("programs")
-    return {name: build(name, folder) for name in ("load", "server")}
+    return {name: build(name, folder) for name in ("load", "server", "turns")}
 
 
 @contextmanager
@@ -101,6 +104,60 @@ def test_uploads_are_counted_by_the_server(programs: dict[str, Path], option: li
     with server(programs, *option) as port:
         report = load(programs, "-a", "127.0.0.1", "-p", port, "-j", 2, "-n", 4, "-u", size, *option)
     assert (report["sessions"], report["octets"]) == (4, 4 * size)
+
+
+def turns(programs: dict[str, Path], *arguments: object) -> list[dict[str, Any]]:
+    done = subprocess.run([programs["turns"], *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    said: list[dict[str, Any]] = json.loads(done.stdout)
+    return said
+
+
+@pytest.mark.parametrize("option", ["-g", "-u"])
+@pytest.mark.parametrize("size", [1000, (1 << 20) + 1])
+def test_ways_take_turns_with_slices(programs: dict[str, Path], port: int, option: str, size: int) -> None:
+    ways = [f"127.0.0.{last},127.0.0.1,{port}" for last in (7, 8, 9)]
+    said = turns(programs, "-r", 2, "-k", 3, option, size, "-c", *ways)
+    assert [way["seen_as"] for way in said] == ["127.0.0.7", "127.0.0.8", "127.0.0.9"]
+    assert all(len(way["took_ns"]) == 2 for way in said)
+    assert all(len(each) == 3 and min(each) > 0 for way in said for each in way["took_ns"])
+
+
+def test_slices_are_the_pattern(port: int) -> None:
+    with client("127.0.0.1", port, passive=True) as ftp:
+        with ftp.transfercmd("RETR slices-of-3000") as data:
+            got = b""
+            for number in range(1, 4):
+                data.sendall(b".")
+                while len(got) < number * 3000:
+                    got += data.recv(10_000)
+        assert got == PATTERN[:9000]
+        assert ftp.voidresp() == "226 Sent 9000 octets."
+        with ftp.transfercmd("STOR slices-of-3000") as data:
+            for _ in range(3):
+                data.sendall(bytes(3000))
+                assert len(data.recv(10)) == 1
+        assert ftp.voidresp() == "226 Received 9000 octets."
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: raw sockets, TCP_REPAIR, setns")
+@pytest.mark.parametrize("option", ["-f", "-b", "-d"])
+def test_ways_take_turns_with_packets(programs: dict[str, Path], option: str) -> None:
+    with server(programs) as port:
+        ways = [f"127.0.0.{last},127.0.0.1,{port}" for last in (7, 8)]
+        said = turns(programs, "-r", 3, "-k", 2, option, 500, "-n", "/proc/self/ns/net", *ways)
+    assert [way["seen_as"] for way in said] == ["127.0.0.7", "127.0.0.8"]
+    assert all(min(each) > 0 for way in said for each in way["took_ns"])
+
+
+def test_an_interval_holds_what_is_true() -> None:
+    chance = random.Random(2)
+    rounds = [
+        [chance.gauss(0.98 + luck, 0.05) for _ in range(20)] for luck in (chance.gauss(0, 0.01) for _ in range(80))
+    ]
+    low, high = interval(rounds)
+    assert low < 0.98 < high
+    assert high - low < 0.02
 
 
 def test_a_file_of_another_size_is_an_error(programs: dict[str, Path], port: int) -> None:
@@ -213,4 +270,14 @@ def test_the_summary_has_a_column_for_each_way() -> None:
         ["16", "clients", "p50", "ms", "1.50", "3.00"],
         ["16", "clients", "proxy", "CPU", "ms/session", "0.25"],
         ["memory", "of", "an", "idle", "session", "(none):", "1.5", "KiB"],
+    ]
+
+
+def test_the_summary_says_between_what_a_ratio_lies() -> None:
+    compared = {"plain": {"mb_per_second": 2000.0}, "kernel": {"ratio": 0.991, "interval": [0.985, 0.997]}}
+    target = {"at_least": 0.98, "found": 0.991, "interval": [0.985, 0.997], "met": True, "where": "own_core"}
+    kernel = {"throughput": {"own_core": {"RETR": compared}}, "targets": {"throughput_ratio": target}}
+    assert summary({"kernel": kernel}, ["direct"]).splitlines() == [
+        "RETR, own core, ratio to a plain gateway: kernel 0.991 [0.985, 0.997]",
+        "kernel plane, throughput_ratio: 0.991 [0.985, 0.997] (at least 0.98: met)",
     ]

@@ -135,14 +135,15 @@ def test_a_killed_session_takes_its_transfer_along(mortal: Stage) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_who_becomes_somebody_else_takes_the_socket_along(ftp_server: FtpServer, stack: ExitStack) -> None:
+def test_who_becomes_somebody_else_takes_his_files_along(ftp_server: FtpServer, stack: ExitStack) -> None:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ftpproxy-control-")))
     folder.chmod(0o755)
-    more = f'[control]\nsocket = "{folder}/made/control"\n[process]\nuser = "nobody"\n'
+    log = folder / "xferlog"
+    more = f'[control]\nsocket = "{folder}/made/control"\n[process]\nuser = "nobody"\n[log]\nxferlog = "{log}"\n'
     stage = new_stage(stack, ftp_server, more)
     stage.log_has("privileges.dropped user=nobody")
     uid = pwd.getpwnam("nobody").pw_uid
-    assert (stage.proxy.socket.stat().st_uid, stage.proxy.socket.parent.stat().st_uid) == (uid, uid)
+    assert {each.stat().st_uid for each in (stage.proxy.socket, stage.proxy.socket.parent, log)} == {uid}
     assert stage.ask("status")["state"] == "running"
     send(stage, signal.SIGINT)
     assert ended(stage) == 0

@@ -70,6 +70,17 @@ def test_a_bad_file_changes_nothing(stage: Stage, old: str, new: str, problem: s
     assert stage.command("reload").returncode == 0
 
 
+def test_a_file_that_has_become_a_pipe_is_not_waited_for(stage: Stage) -> None:
+    good = stage.proxy.file.rename(stage.proxy.file.with_suffix(".good"))
+    os.mkfifo(stage.proxy.file)
+    done = stage.command("reload")
+    good.replace(stage.proxy.file)
+    assert done.returncode == 78
+    assert "cannot be read: it is a FIFO, and no regular file" in done.stderr
+    with stage.client().log_in() as client:
+        assert client.say("NOOP").startswith("200")
+
+
 def test_every_problem_is_named(stage: Stage) -> None:
     edit(stage, 'mode = "reverse"', 'mode = "reverse"\nnonsense = 1\nsource = 5')
     done = stage.command("reload")

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from ftpproxy.control.caller import CallFailed
 from ftpproxy.endpoints import Endpoint
 from ftpproxy.lab.hosts import Loopback
 from ftpproxy.lab.peers import FtpServer, environment
 from ftpproxy.lab.proxy import Proxy
+from ftpproxy.top import Looks
 
 from .conftest import SAMPLE, Client, Stage, free_port, objects, until
 from .terminal import Terminal
@@ -122,13 +124,46 @@ def test_the_terminal_is_given_back(stage: Stage, number: signal.Signals) -> Non
         assert terminal.is_as_before()
 
 
-def test_the_terminal_is_given_back_when_the_proxy_ends(mortal: Stage) -> None:
+def test_top_goes_on_with_the_next_process(mortal: Stage) -> None:
+    before = mortal.client().log_in()
     with live(mortal) as terminal:
-        terminal.until(lambda text: "q quit" in text)
+        terminal.until(lambda text: "sessions: 1" in text)
+        mortal.proxy.process.send_signal(signal.SIGUSR2)
+        mortal.log_has("restart.inherited")
+        after = mortal.client().log_in()
+        text = terminal.until(lambda text: "sessions: 2" in text)
+        assert text.splitlines()[0].split()[2] == "running"
+        assert terminal.last.startswith("q quit   s sort")
+        numbers = sorted(each["session"] for each in mortal.sessions)
+        terminal.type(f"k{numbers[1]}\r")  # by the new connection
+        terminal.until(lambda text: f"session {numbers[1]} has ended" in text)
+        assert after.hear().startswith("421")
+    assert before.say("NOOP").startswith("200")
+
+
+def test_top_says_that_the_process_is_away(mortal: Stage) -> None:
+    client = mortal.client().log_in()
+    with live(mortal) as terminal:
+        terminal.until(lambda text: "sessions: 1" in text)
         mortal.proxy.process.send_signal(signal.SIGINT)
-        assert terminal.ends() == 69
+        text = terminal.until(lambda text: terminal.last.startswith("q quit   nobody answers: "))
+        assert text.splitlines()[0].split()[2] == "away"
+        assert "sessions: 1" in text
+        terminal.type("q")
+        assert terminal.ends() == 0
         assert terminal.is_as_before()
-        terminal.until(lambda text: "ftpproxy top: " in text)
+    assert client.hear().startswith("421")
+
+
+def test_top_does_not_wait_for_ever(mortal: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(mortal.caller())
+    look = looks.take()
+    mortal.proxy.process.send_signal(signal.SIGINT)
+    mortal.proxy.process.wait(15)
+    assert looks.take_again(look).status["state"] == "away"
+    monkeypatch.setattr("ftpproxy.top.AWAY_SECONDS", 0.0)
+    with pytest.raises(CallFailed, match="no ftpproxy is running there"):
+        looks.take_again(look)
 
 
 def test_names_of_strangers_move_nothing(stage: Stage, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 
+from ftpproxy import table
 from ftpproxy.doors import Doors
 from ftpproxy.dtp.nft import NftPath, NftPlane
 from ftpproxy.endpoints import Endpoint, Side, parse_address
@@ -16,13 +17,13 @@ from ftpproxy.intercept.interceptor import PortRange
 from ftpproxy.netfilter import Elements
 from ftpproxy.paths import Await, Call, Direction, PathSpec
 from ftpproxy.switchboard import Switchboard
-from ftpproxy.table import load_table
 
-from .test_nft import Owner
+from .owner import KernelOwner as Owner
 
 
 def main(seconds: str, client: str, at: str, server: str, seen: str) -> None:
-    load_table()
+    table.PLANE_TABLE = table.PLANE_TABLE.replace("timeout 5m", f"timeout {float(seconds) * 1000:.0f}ms")
+    table.load_table()
     board = Switchboard()
     plane = NftPlane(Elements(), PortRange(20000, 20099), board, Doors(board), seconds=float(seconds))
     spec = PathSpec(

@@ -24,6 +24,7 @@ from attrs import frozen
 from ftpproxy.doors import Doors
 from ftpproxy.endpoints import Endpoint, IPAddress
 from ftpproxy.intercept.interceptor import Listener
+from ftpproxy.paths import Await, Call, PathSpec
 
 from ..waiting import pending
 
@@ -104,6 +105,15 @@ class Family:
 
     def __str__(self) -> str:
         return f"IPv{self.version}"
+
+    def passive(self, to: Endpoint, *, at: IPAddress | None = None, client: IPAddress | None = None) -> PathSpec:
+        """The client calls the server, or `at`, and we call the server `to`."""
+        awaited = Await(Endpoint(at or self.server, 0), client or self.client)
+        return PathSpec(awaited, Call(to, Endpoint(self.outside, 0)))
+
+    def active(self, to: Endpoint, port: int = 20) -> PathSpec:
+        """The server calls us, and we call the client `to` in its name, from `port`."""
+        return PathSpec(Call(to, Endpoint(self.server, port)), Await(Endpoint(self.outside, 0), self.server))
 
 
 def _family(version: int, lan: str, wan: str) -> Family:

@@ -86,6 +86,22 @@ def test_what_is_relayed_does_not_count_as_carried() -> None:
 
 
 @netns
+@root
+def test_what_fails_is_told_with_all_there_is_to_know() -> None:
+    """No client waits long enough here."""
+    log = survey(Topology.CLIENT_NAT, "redirect", timeout=0.001, planes=("nft",)).log
+    parts = [part.partition("\n") for part in log.split("--- ")[1:]]
+    assert [title for title, _, _ in parts] == [
+        "client-gateway",
+        "server",
+        *(f"evidence of {host}" for host in ("client", "client-gateway", "server")),
+    ]
+    evidence = parts[3][2]
+    for known in ("\ntable inet ftpproxy {\n", "insert_failed", "\nState ", "\nLISTEN ", '{"kernel":{'):
+        assert known in evidence
+
+
+@netns
 def test_without_namespaces_loopback_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert demonstrate_on_loopback("No namespaces here.") == 0
     said = capsys.readouterr().out

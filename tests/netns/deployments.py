@@ -137,12 +137,13 @@ class Deployment:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """An assertion that fails inside is told with what the proxy and the server logged meanwhile."""
+        """What fails inside is told with what the proxy and the server logged meanwhile, and the kernel's evidence."""
         seen = len(self.proxy.log)
         try:
             yield
-        except AssertionError as error:
+        except Exception as error:
             error.add_note(f"--- proxy\n{self.proxy.log[seen:][-6000:]}")
             if self._server is not None:
                 error.add_note(f"--- {self._server.name}\n{self._server.log()[-4000:]}")
+            error.add_note(self.gateway.evidence())
             raise

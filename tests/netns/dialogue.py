@@ -154,12 +154,15 @@ class Control:
     def quit(self) -> None:
         self.say("QUIT", 221)
 
+    def close(self) -> None:
+        self._lines.close()
+        self.socket.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._lines.close()
-        self.socket.close()
+        self.close()
 
 
 def drain(data: socket.socket) -> bytes:

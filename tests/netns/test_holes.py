@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from ftpproxy.holes import COMMENT
 from ftpproxy.lab.hosts import LabError
 
-from .deployments import KINDS, Deployment
+from .deployments import KINDS, Deployment, until
 from .dialogue import Control, inside, listen
+from .test_kernel_plane import elements
+from .test_restart import restart
 
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("namespaces")]
 
@@ -160,6 +162,42 @@ def test_expected_calls_pass_an_input_chain(kind: str) -> None:
             control.quit()
         rules(deployment, "--remove", "--chain", "inet/filter/input")
         assert ours(deployment, "input") == []
+
+
+@pytest.mark.parametrize(("kind", "plane"), [("tproxy", "relay"), ("redirect", "relay"), ("redirect", "nft")])
+def test_marks_survive_a_restart(kind: str, plane: str) -> None:
+    """Whoever was expected is still let in, where nothing but the marks lets anybody in; and what is left over goes."""
+    with walled(kind, plane, "", "firewall_mark = true") as deployment:
+        rules(deployment, "--apply", "--chain", "inet/filter/forward" if plane == "nft" else "inet/filter/input")
+        if plane == "nft":
+            rules(deployment, "--apply", "--chain", "inet/filter/input")
+            deployment.gateway.run(
+                "nft", "delete", "rule", "inet", "filter", "forward", "handle", established(deployment), check=True
+            )
+        site = deployment.site(4)
+        with ExitStack() as stack:
+            passive, active, given_up = (
+                stack.enter_context(Control(deployment.client, site).login()) for _ in range(3)
+            )
+            place = passive.passive()
+            listener = stack.enter_context(listen(deployment.client, 4))
+            active.port(listener)
+            given_up.passive()
+            restart(deployment)
+            data = reached(deployment, place)
+            assert data is not None
+            assert passive.retrieve("file", data) == b"content" * 1000
+            assert active.retrieve_active("file", listener)[0] == b"content" * 1000
+        transfers(deployment, 6)
+        until(lambda: elements(deployment.gateway) == 0, "no element is left")
+
+
+def established(deployment: Deployment) -> str:
+    """The handle of that line in the forward chain."""
+    listed = deployment.gateway.run("nft", "-a", "list", "chain", "inet", "filter", "forward", check=True).stdout
+    match = re.search(r"ct state established,related accept # handle (\d+)", listed)
+    assert match
+    return match[1]
 
 
 def test_removal_of_everything_leaves_no_line() -> None:

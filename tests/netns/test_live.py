@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,9 +12,14 @@ from typing import Any
 import pytest
 
 from ftpproxy.control.caller import Caller, CallFailed
-from ftpproxy.lab.network import Lab, Topology
+from ftpproxy.lab.network import Gateway, Lab, Topology
 from ftpproxy.lab.peers import FtpServer
 from ftpproxy.lab.proxy import Proxy, forward
+
+from .clients import Site
+from .deployments import until
+from .dialogue import Control, call
+from .test_restart import restarted
 
 pytestmark = pytest.mark.netns
 
@@ -83,3 +89,52 @@ def test_what_needs_the_table_for_the_first_time_is_refused(lab: Lab) -> None:
         assert refused.value.code == 78
         (problem,) = refused.value.answer["problems"]
         assert problem.endswith('service "lan": the table in nftables is made at the start only: restart')
+
+
+def tables(gateway: Gateway) -> set[str]:
+    """Those of ours."""
+    listed = gateway.run("nft", "list", "tables", check=True).stdout.split()
+    return {name for name in listed if name.startswith("ftpproxy")}
+
+
+def test_a_table_goes_when_nobody_needs_it_and_comes_again(lab: Lab) -> None:
+    """The administrator's rules stay; a session keeps the table for as long as it lasts."""
+    gateway = lab.gateways["client"]
+    everything = {"ftpproxy_intercept", "ftpproxy", "ftpproxy_nat"}
+    with FtpServer(lab.server, b"content"), Proxy(gateway, forward(gateway, "tproxy", planes=("nft",))) as proxy:
+        kernels = proxy.file.read_text()
+        relays = kernels.replace('planes = ["nft"]', 'planes = ["relay"]')
+        site = Site(lab.server_address(4), 4)
+        with Control(lab.client, site) as control, Caller(str(proxy.socket)) as caller:
+            log_in(control)
+            proxy.file.write_text(relays)
+            caller.ask("reload")
+            with call(lab.client, *control.passive()) as data:
+                assert control.retrieve("sample", data) == b"content"
+            assert tables(gateway) == everything
+        until(lambda: tables(gateway) == {"ftpproxy_intercept"}, "nobody is in the services of before")
+        with Control(lab.client, site) as control, Caller(str(proxy.socket)) as caller:
+            proxy.file.write_text(kernels)
+            caller.ask("reload")
+            log_in(control)
+        with Control(lab.client, site) as control:
+            log_in(control)
+            with call(lab.client, *control.passive()) as data:
+                assert control.retrieve("sample", data) == b"content"
+            until(lambda: tables(gateway) == everything, "it is there again")
+            until(lambda: proxy.log.count(" transfer ") == 2, "what is carried is logged")
+            proxy.file.write_text(relays)
+            restarted(proxy)
+            assert tables(gateway) == {"ftpproxy_intercept"}
+            with call(lab.client, *control.passive()) as data:
+                assert control.retrieve("sample", data) == b"content"
+        until(lambda: proxy.log.count(" transfer ") == 3, "all are logged")
+        assert re.findall(r" transfer .* plane=(\w+)", proxy.log) == ["nft", "nft", "relay"]
+
+
+def log_in(control: Control) -> None:
+    """At the lab's server."""
+    assert control.reply().code == 220
+    control.say("USER lab", 331)
+    control.say("PASS lab", 230)
+    control.say("TYPE I", 200)

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from ftpproxy.lab.proxy import Proxy
+
 from .deployments import KINDS, Deployment, until
 from .dialogue import SECONDS, Control, call, drain, listen
 from .exercise import content, make
@@ -20,10 +22,15 @@ IDLE = 20
 
 
 def restart(deployment: Deployment) -> None:
-    times = deployment.proxy.log.count(" restart.inherited ") + 1
-    deployment.proxy.process.send_signal(signal.SIGUSR2)
-    until(lambda: deployment.proxy.log.count(" restart.inherited ") == times, "it goes on")
-    until(lambda: deployment.proxy.log.count(" ready ") == times + 1, "it is ready")
+    restarted(deployment.proxy)
+
+
+def restarted(proxy: Proxy) -> None:
+    """It has started itself anew."""
+    times = proxy.log.count(" restart.inherited ") + 1
+    proxy.process.send_signal(signal.SIGUSR2)
+    until(lambda: proxy.log.count(" restart.inherited ") == times, "it goes on")
+    until(lambda: proxy.log.count(" ready ") == times + 1, "it is ready")
 
 
 @pytest.mark.parametrize("plane", ["nft", "relay"])

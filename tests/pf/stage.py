@@ -11,6 +11,7 @@ from pathlib import Path
 from attrs import define, field
 
 from ftpproxy.pf.client import Engine, start
+from ftpproxy.pf.engine import LEAST_DATA_PORT
 from ftpproxy.switchboard import Switchboard
 
 from .standin import StandIn
@@ -43,9 +44,9 @@ class Stage:
     lost: list[str] = field(factory=list)
 
     @classmethod
-    def at(cls, folder: Path, *, seconds: float = 5.0) -> Stage:
+    def at(cls, folder: Path, *, seconds: float = 5.0, least_port: int = LEAST_DATA_PORT) -> Stage:
         pfctl = StandIn(folder)
-        stage = cls(pfctl, start(str(pfctl.program), seconds=seconds))
+        stage = cls(pfctl, start(str(pfctl.program), seconds=seconds, least_port=least_port))
         stage.board.now = 1000.0
         stage.engine.attach(stage.board, stage.lost.append)
         return stage

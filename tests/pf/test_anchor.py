@@ -184,7 +184,7 @@ ENDPOINTS = st.builds(Endpoint, ADDRESSES, st.integers(-1, 65536) | st.just(0) |
 LEGS: st.SearchStrategy[Leg] = st.one_of(st.builds(Await, ENDPOINTS, ADDRESSES), st.builds(Call, ENDPOINTS, ENDPOINTS))
 ANYTHING = st.builds(PathSpec, LEGS, LEGS)
 SENSIBLE = st.builds(
-    lambda case, at, to, source: _of_ports(CASES[case], at, to, source),
+    lambda case, at, to, source: of_ports(CASES[case], at, to, source),
     st.sampled_from(sorted(CASES)),
     st.integers(1, 65535),
     st.integers(1, 65535),
@@ -203,7 +203,7 @@ OPTIONS = st.builds(
 GOOD_OPTIONS = OPTIONS.filter(lambda options: not list(problems(options)))
 
 
-def _of_ports(spec: PathSpec, at: int, to: int, source: int) -> PathSpec:
+def of_ports(spec: PathSpec, at: int, to: int, source: int) -> PathSpec:
     assert spec.halves is not None
     _, leg, call = spec.halves
     legs: list[Leg] = [Await(leg.at.at(at), leg.peer), Call(call.to.at(to), call.source.at(source))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from ftpproxy.endpoints import Endpoint
 from ftpproxy.paths import Await, PathSpec
 from ftpproxy.pf import EngineError
-from ftpproxy.pf.anchor import RuleOptions, render
+from ftpproxy.pf.anchor import RuleError, RuleOptions, render
 from ftpproxy.pf.client import Engine, start
 from ftpproxy.pf.engine import Anchors, Pfctl, serve_rules
 from ftpproxy.pf.messages import Answer, BadMessage, Bind, Count, Flush, Load, read_answer, read_request
@@ -30,9 +31,10 @@ from ftpproxy.sockets import bound
 
 from .stage import Stage, lives, until
 from .standin import StandIn
-from .test_anchor import CASES, GOOD_OPTIONS, SENSIBLE
+from .test_anchor import CASES, GOOD_OPTIONS, SENSIBLE, of_ports
 
 PASSIVE = CASES["fwd-passive"]
+TRUE = Pfctl(shutil.which("true") or "")
 OPENBSD = RuleOptions(dialect="openbsd")
 FOREIGN = Endpoint(ip_address("203.0.113.9"), 20)
 
@@ -417,6 +419,46 @@ def test_numbers_only_rise(stage: Stage) -> None:
     _, heard = load(stage, on(50001))
     assert answer(stage, heard)[0] == "path 1 has been"
     assert list(stage.pfctl.anchors.values()) == [render(PASSIVE, OPENBSD)]
+
+
+@pytest.mark.parametrize("leg", ["at", "to", "source"])
+def test_ports_that_are_no_data_connection_s(leg: str) -> None:
+    """Rules could lead to any service of any host behind the gateway."""
+    anchors = Anchors(TRUE, 1, 990)
+    for number, (port, refused) in enumerate([(989, True), (990, False), (22, True), (20, False)], 1):
+        ports = {"at": 50000, "to": 50001, "source": 0, leg: port}
+        request = Load(1, number, of_ports(PASSIVE, **ports), OPENBSD)
+        if refused:
+            with pytest.raises(
+                RuleError, match=f"^{port} is not the port of a data connection: those are 20, and from"
+            ):
+                anchors.load(request)
+        else:
+            anchors.load(request)
+
+
+def test_no_more_anchors_than_pf_can_bear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftpproxy.pf.engine.MOST_STANDING", 3)
+    anchors = Anchors(TRUE, 1)
+    for number in (1, 2, 3):
+        anchors.load(Load(1, number, on(50000 + number), OPENBSD))
+    with pytest.raises(RuleError, match="the rules of 3 data connections stand already"):
+        anchors.load(Load(1, 4, on(50004), OPENBSD))
+    anchors.flush(2)
+    anchors.load(Load(1, 5, on(50005), OPENBSD))
+
+
+def test_the_lowest_port_is_that_of_the_configuration(tmp_path: Path) -> None:
+    stage = Stage.at(tmp_path / "pf", least_port=2048)
+    try:
+        _, heard = load(stage, of_ports(PASSIVE, 50000, 2047, 0))
+        assert answer(stage, heard)[0].startswith("2047 is not the port of a data connection")
+        with pytest.raises(OSError, match="1500 is not the port of a data connection"):
+            stage.engine.bound(Endpoint.parse("203.0.113.9:1500"))
+        _, heard = load(stage, of_ports(PASSIVE, 50000, 2048, 0))
+        assert answer(stage, heard)[0] == ""
+    finally:
+        stage.close()
 
 
 @given(st.builds(Load, st.integers(1, 2**62), st.integers(1, 2**62), SENSIBLE, GOOD_OPTIONS))

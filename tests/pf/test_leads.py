@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define, field
+from attrs import define
 
 from ftpproxy.doors import Doors
 from ftpproxy.dtp.led import PATIENCE, LedPending, LedRelay
-from ftpproxy.dtp.plane import Path as AnyPath
-from ftpproxy.dtp.plane import Pending, Refused
+from ftpproxy.dtp.plane import Refused
 from ftpproxy.dtp.relay import RelayPath, RelayPlane
 from ftpproxy.endpoints import Endpoint, Side
 from ftpproxy.intercept.interceptor import PortRange
 from ftpproxy.intercept.leads import Leads
 from ftpproxy.intercept.pf import DivertGate
-from ftpproxy.paths import Await, Call, PathSpec, Tally
+from ftpproxy.paths import Await, Call, PathSpec
 from ftpproxy.pf.anchor import Dialect, RuleOptions
 
+from ..dtp.owner import Owner
 from ..intercept.namespaces import FAMILIES, Family, World, accept, connect, listen, world
 from .grammar import parse
 from .stage import Stage as EngineStage
@@ -31,31 +31,6 @@ pytestmark = pytest.mark.netns
 
 SECONDS = 300.0
 PORTS = PortRange(20000, 20003)
-
-
-@define
-class Owner:
-    paths: list[RelayPath] = field(factory=list)
-    refusals: list[str] = field(factory=list)
-    up: list[Side] = field(factory=list)
-    failures: list[str] = field(factory=list)
-
-    def opened(self, pending: Pending, path: AnyPath) -> None:
-        assert isinstance(path, RelayPath)
-        self.paths.append(path)
-
-    def refused(self, pending: Pending, why: str) -> None:
-        self.refusals.append(why)
-
-    def connected(self, path: AnyPath, side: Side) -> None:
-        self.up.append(side)
-
-    def failed(self, path: AnyPath, why: str) -> None:
-        self.failures.append(why)
-
-    def delivered(self, path: AnyPath) -> None: ...
-
-    def finished(self, path: AnyPath, tally: Tally) -> None: ...
 
 
 @define
@@ -76,6 +51,7 @@ class Stage:
         _, owner = self.pending(spec)
         self.on.until(lambda: owner.paths or owner.refusals, "nothing was decided")
         (path,) = owner.paths
+        assert isinstance(path, RelayPath)
         return path, owner
 
     def rules(self) -> set[str]:
@@ -126,16 +102,6 @@ def stage(nets: World, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
 both_dialects = pytest.mark.parametrize("stage", ["openbsd", "freebsd"], indirect=True)
 
 
-def passive(family: Family, server: Endpoint) -> PathSpec:
-    """The client calls the server, and so do we."""
-    return PathSpec(Await(Endpoint(family.server, 0), family.client), Call(server, Endpoint(family.outside, 0)))
-
-
-def active(family: Family, client: Endpoint) -> PathSpec:
-    """The server calls us, and we call the client in its name."""
-    return PathSpec(Call(client, Endpoint(family.server, 20)), Await(Endpoint(family.outside, 0), family.server))
-
-
 def carried(stage: Stage, client: socket.socket, server: socket.socket) -> None:
     """One octet each way."""
     for source, sink in ((client, server), (server, client)):
@@ -155,7 +121,7 @@ def carried(stage: Stage, client: socket.socket, server: socket.socket) -> None:
 def test_a_client_is_led_to_our_door(nets: World, stage: Stage, family: Family) -> None:
     """Passive: the client calls the server, at a port where nobody listens but us, elsewhere."""
     with listen(nets.server, Endpoint(family.server, 0)) as theirs:
-        path, owner = stage.open(passive(family, Endpoint.from_sockaddr(theirs.getsockname())))
+        path, owner = stage.open(family.passive(Endpoint.from_sockaddr(theirs.getsockname())))
         announced = path.announced[Side.CLIENT]
         assert announced.host == family.server
         here = Endpoint(family.inside, announced.port)
@@ -182,7 +148,7 @@ def test_a_call_gets_the_address_of_the_server(nets: World, stage: Stage, family
     """Active: the server has called us, we call the client, and pf makes it the server's call, from port 20."""
     with listen(nets.client, Endpoint(family.client, 0)) as theirs:
         to = Endpoint.from_sockaddr(theirs.getsockname())
-        path, owner = stage.open(active(family, to))
+        path, owner = stage.open(family.active(to))
         inet, flags = f"inet{'6' * (family.version == 6)} proto tcp", "flags S/SA keep state (max 1)"
         ours = f"from {family.inside} to {to.host} port = {to.port}"
         assert stage.rules() >= (
@@ -206,7 +172,7 @@ def test_a_call_gets_the_address_of_the_server(nets: World, stage: Stage, family
 def test_nothing_is_announced_before_the_rules_stand(nets: World, stage: Stage) -> None:
     family = FAMILIES[0]
     stage.on.pfctl.behave(slow=0.3)
-    _, owner = stage.pending(passive(family, Endpoint(family.server, 9)))
+    _, owner = stage.pending(family.passive(Endpoint(family.server, 9)))
     stage.on.until(lambda: stage.on.pfctl.loads, "nothing is loaded")
     assert not stage.on.pfctl.anchors
     assert not owner.paths
@@ -220,7 +186,7 @@ def test_nothing_is_announced_before_the_rules_stand(nets: World, stage: Stage) 
 def test_rules_that_are_not_loaded(nets: World, stage: Stage, mood: dict[str, Any]) -> None:
     family = FAMILIES[0]
     stage.on.pfctl.behave(**mood)
-    _, owner = stage.pending(passive(family, Endpoint(family.server, 9)))
+    _, owner = stage.pending(family.passive(Endpoint(family.server, 9)))
     stage.on.until(lambda: owner.refusals, "nothing was decided")
     assert not owner.paths
     stage.on.pfctl.behave()
@@ -230,7 +196,7 @@ def test_rules_that_are_not_loaded(nets: World, stage: Stage, mood: dict[str, An
 def test_an_engine_that_does_not_answer(nets: World, stage: Stage) -> None:
     family = FAMILIES[0]
     stage.on.pfctl.behave(slow=0.5)
-    _, owner = stage.pending(active(family, Endpoint(family.client, 40001)))
+    _, owner = stage.pending(family.active(Endpoint(family.client, 40001)))
     stage.on.board.sweep_now(stage.on.board.now + PATIENCE + 1)
     assert [f"{PATIENCE:g} s" in why for why in owner.refusals] == [True]
     stage.nothing_is_left()
@@ -238,7 +204,7 @@ def test_an_engine_that_does_not_answer(nets: World, stage: Stage) -> None:
 
 def test_a_path_that_is_not_wanted_any_more(nets: World, stage: Stage) -> None:
     family = FAMILIES[0]
-    pending, owner = stage.pending(passive(family, Endpoint(family.server, 9)))
+    pending, owner = stage.pending(family.passive(Endpoint(family.server, 9)))
     pending.close()
     pending.close()
     stage.nothing_is_left()
@@ -248,7 +214,7 @@ def test_a_path_that_is_not_wanted_any_more(nets: World, stage: Stage) -> None:
 def test_a_lead_that_nobody_takes(nets: World, stage: Stage) -> None:
     """The client of an active path is called when the server has called; this server never does."""
     family = FAMILIES[0]
-    path, _ = stage.open(active(family, Endpoint(family.client, 40001)))
+    path, _ = stage.open(family.active(Endpoint(family.client, 40001)))
     path.close()
     assert len(stage.leads) == 1
     stage.on.board.sweep_now(stage.on.board.now + SECONDS + 1)
@@ -273,7 +239,7 @@ def test_each_caller_has_a_port_of_its_own(nets: World, stage: Stage) -> None:
     """Two paths of one client never share a port, and two clients may."""
     family = FAMILIES[0]
     with listen(nets.server, Endpoint(family.server, 0)) as theirs:
-        spec = passive(family, Endpoint.from_sockaddr(theirs.getsockname()))
+        spec = family.passive(Endpoint.from_sockaddr(theirs.getsockname()))
         paths = [stage.open(spec)[0] for _ in range(len(PORTS))]
         assert len({path.announced[Side.CLIENT].port for path in paths}) == len(paths)
         assert isinstance(stage.plane.open(spec, Owner()), Refused)
@@ -287,7 +253,7 @@ def test_without_an_engine(nets: World, stage: Stage) -> None:
     family = FAMILIES[0]
     gate = DivertGate(stage.doors)
     relay = LedRelay(RelayPlane(gate, PortRange(20000, 20009), stage.on.board), gate)
-    refused = relay.open(passive(family, Endpoint(family.server, 9)), Owner())
+    refused = relay.open(family.passive(Endpoint(family.server, 9)), Owner())
     assert isinstance(refused, Refused)
     assert "it is not an address of this machine" in refused.why
     relay.close()

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from attrs import define, evolve, field
+from attrs import define, evolve
 
 from ftpproxy.doors import Doors
 from ftpproxy.dtp.pf import PATIENCE, PfPath, PfPending, PfPlane
-from ftpproxy.dtp.plane import Path as AnyPath
-from ftpproxy.dtp.plane import Pending, Refused
+from ftpproxy.dtp.plane import Refused
 from ftpproxy.endpoints import Endpoint, Side
 from ftpproxy.intercept.interceptor import PortRange
-from ftpproxy.paths import Await, Direction, PathSpec, Tally
+from ftpproxy.paths import Await, Direction, PathSpec
 from ftpproxy.pf.anchor import RuleOptions, render
 
+from ..dtp.owner import KernelOwner as Owner
 from .stage import Stage as EngineStage
 from .test_anchor import CASES
 
@@ -35,34 +35,6 @@ def unchosen(case: str) -> PathSpec:
         for side in ("client", "server")
     }
     return PathSpec(**legs)
-
-
-@define
-class Owner:
-    paths: list[PfPath] = field(factory=list)
-    refusals: list[str] = field(factory=list)
-    up: list[Side] = field(factory=list)
-    failures: list[str] = field(factory=list)
-    tallies: list[Tally] = field(factory=list)
-
-    def opened(self, pending: Pending, path: AnyPath) -> None:
-        assert isinstance(path, PfPath)
-        self.paths.append(path)
-
-    def refused(self, pending: Pending, why: str) -> None:
-        self.refusals.append(why)
-
-    def connected(self, path: AnyPath, side: Side) -> None:
-        self.up.append(side)
-
-    def failed(self, path: AnyPath, why: str) -> None:
-        self.failures.append(why)
-
-    def delivered(self, path: AnyPath) -> None:
-        raise AssertionError("the kernel does not tell")
-
-    def finished(self, path: AnyPath, tally: Tally) -> None:
-        self.tallies.append(tally)
 
 
 @define
@@ -81,6 +53,7 @@ class Stage:
         _, owner = self.ask(spec)
         self.on.until(lambda: owner.paths or owner.refusals, "nothing was decided")
         (path,) = owner.paths
+        assert isinstance(path, PfPath)
         return path, owner
 
     def counted(self, *counts: int) -> None:
@@ -130,6 +103,7 @@ def test_the_rules_stand_before_it_is_a_path(tmp_path: Path, case: str, dialect:
         stage.on.until(lambda: owner.paths, "no path")  # noqa: B023
         ((name, text),) = stage.on.pfctl.anchors.items()
         (path,) = owner.paths
+        assert isinstance(path, PfPath)
         ((side, at),) = path.announced.items()
         assert FIRST <= at.port <= LAST
         leg = getattr(spec, side.value)

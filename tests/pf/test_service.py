@@ -40,10 +40,13 @@ class Running:
     log: str = ""
 
     def until_ready(self) -> None:
+        self.until_logged(" ready ")
+
+    def until_logged(self, words: str) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log += line
-            if " ready " in line:
+            if words in line:
                 return
         raise AssertionError(self.log)
 
@@ -170,6 +173,15 @@ def test_a_dead_engine_ends_the_service(running: Running, victim: int) -> None:
         last = running.log.splitlines()[-1]
         assert last == f"ftpproxy: the pf engine (process {watcher}) has died; the service cannot go on without it"
     until(lambda: not lives(watcher) and not lives(worker), "the engine lives on")
+
+
+def test_a_lower_port_needs_a_restart(folder: Path, running: Running) -> None:
+    with (folder / "proxy.toml").open("a") as config:
+        config.write("[service.policy]\nmin_data_port = 990\n")
+    running.process.send_signal(signal.SIGHUP)
+    running.until_logged("the pf engine opens no data port below 1024 until a restart, and 990 is named")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end() == 0
 
 
 def test_killed(running: Running) -> None:

@@ -179,20 +179,38 @@ def test_a_damaged_state_is_refused_or_holds(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        ({"nonsense": 1}, "a ProtocolInterpreter has no field 'nonsense'"),
-        ({"logged_in": 1}, "logged_in: 1 is not a bool"),
-        ({"dialogue": []}, "dialogue: [] is not an object, for a Dialogue"),
+        ({"nonsense": 1}, "a field is there that no ProtocolInterpreter has"),
+        ({"logged_in": 1}, "logged_in: a number is not a bool"),
+        ({"dialogue": []}, "dialogue: a list of 0 is not an object, for a Dialogue"),
         ({"dialogue": {"ledger": {"turns": [{}]}}}, "dialogue: ledger: turns: a field of a Turn is missing"),
-        ({"held": ["Popen", {}]}, "held: 'Popen' is none of Command, Refusal"),
-        ({"intake": {"telnet": {"state": "__class__"}}}, "intake: telnet: state: '__class__' is no _State"),
-        ({"replies": {"held": "\u0100"}}, "replies: held: 'Ā' is not octets"),
-        ({"policy": {}}, "a ProtocolInterpreter has no field 'policy'"),
+        ({"held": ["Popen", {}]}, "held: a string of 5 characters is none of Command, Refusal"),
+        ({"intake": {"telnet": {"state": "_class"}}}, "intake: telnet: state: a string of 6 characters is no _State"),
+        ({"replies": {"held": "\u0100"}}, "replies: held: a string of 1 characters is not octets"),
+        ({"policy": {}}, "a field is there that no ProtocolInterpreter has"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(damage: dict[str, Any], why: str) -> None:
     with pytest.raises(Unthawable) as caught:
         restore(ProtocolInterpreter(scripts.ROUTES["forward"]), damage)
     assert str(caught.value) == why
+
+
+@pytest.mark.parametrize("shape", ["itself", "in a list", "as a key"])
+def test_what_a_state_says_is_not_told(shape: str) -> None:
+    """It goes into the log, and a state may hold a password."""
+    secret: Any = "\x1b]hunter2"
+    said = []
+    secret = {"itself": secret, "in a list": [secret, secret], "as a key": {secret: secret}}[shape]
+    for number in range(len(places(state))):
+        damaged = json.loads(json.dumps(state))
+        container, key = places(damaged)[number]
+        container[key] = secret
+        try:
+            restore(ProtocolInterpreter(scripts.ROUTES["forward"]), damaged)
+        except Unthawable as error:
+            said.append(str(error))
+    assert len(said) > 50
+    assert not [each for each in said if "hunter2" in each]
 
 
 def test_an_older_state_lacks_what_was_added_since() -> None:

@@ -149,10 +149,7 @@ def test_newcomers_are_shown_to_who_wants_to_know(stage: Stage) -> None:
     assert stage.server is not None
     trace = Trace(lambda: None)
     stage.server.newcomers[trace] = lambda guest: guest.tap(trace)
-    client = stage.client()
-    origin = stage.accepted()
-    origin.send(b"220 hello\r\n")
-    stage.hears(client, b"220 hello\r\n")
+    client, origin = stage.greeted()
     client.send(b"PASS secret\r\n")
     stage.hears(origin, b"PASS secret\r\n")
     records = trace.take()

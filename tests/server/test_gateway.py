@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ftplib
 import io
+import os
 import select
 import signal
 import socket
@@ -355,6 +356,12 @@ def test_a_damaged_users_file(tmp_path: Path, line: str, why: str) -> None:
     path.write_text(line)
     with pytest.raises(BadUsersFile, match=why):
         Users.read(path)
+
+
+def test_a_users_file_that_would_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "users")
+    with pytest.raises(BadUsersFile, match="users cannot be read: it is a FIFO, and no regular file"):
+        Users.read(tmp_path / "users")
 
 
 def test_a_missing_users_file_ends_the_start(tmp_path: Path, ftpd: Place) -> None:

@@ -42,14 +42,6 @@ def ended(stage: Stage, caplog: pytest.LogCaptureFixture) -> Code:
     return close["code"]
 
 
-def greeted(stage: Stage, greeting: bytes = b"220 hello") -> tuple[socket.socket, socket.socket]:
-    client = stage.client()
-    origin = stage.accepted()
-    origin.send(greeting + b"\r\n")
-    stage.hears(client, greeting + b"\r\n")
-    return client, origin
-
-
 def reset(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
@@ -74,7 +66,7 @@ def reset(sock: socket.socket) -> None:
 )
 def test_how_a_session_ended(stage: Stage, caplog: pytest.LogCaptureFixture, what: str, code: Code) -> None:
     stage.serve(policy=Policy(login_attempts=1), timeouts=Timeouts(idle=300, login=100_000))
-    client, origin = greeted(stage)
+    client, origin = stage.greeted()
     if what == "QUIT":
         client.send(b"QUIT\r\n")
         stage.hears(origin, b"QUIT\r\n")
@@ -127,7 +119,7 @@ def test_a_server_that_refuses(stage: Stage, caplog: pytest.LogCaptureFixture) -
 )
 def test_who_is_not_let_in(stage: Stage, caplog: pytest.LogCaptureFixture, changes: dict[str, int], code: Code) -> None:
     stage.serve(**changes)
-    greeted(stage)
+    stage.greeted()
     stage.client()
     stage.until(lambda: bool(logged(caplog, "session.refused")))
     assert [each["code"] for each in logged(caplog, "session.refused")] == [code]
@@ -136,7 +128,7 @@ def test_who_is_not_let_in(stage: Stage, caplog: pytest.LogCaptureFixture, chang
 def test_what_is_denied_names_the_rule(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     deny = (CommandName("DELE"),)
     stage.serve(policy=Policy(require_login=False, deny=deny))
-    client, _ = greeted(stage)
+    client, _ = stage.greeted()
     client.send(
         b"DELE x\r\nSITE EXEC y\r\nPORT 127,0,0,1,0,80\r\nPORT 127,0,0,1,31,144\r\nPORT 1,2,3,4,200,1\r\nPASV x\r\n"
     )
@@ -157,7 +149,7 @@ def test_a_data_connection_names_side_and_place(stage: Stage, caplog: pytest.Log
     plane = RelayPlane(gate, PortRange(20000, 20099), stage.board)
     terms = Terms(service="test", policy=Policy(require_login=False), timeouts=Timeouts(), planes=[plane])
     stage.serve(gate=gate, terms=terms)
-    client, origin = greeted(stage)
+    client, origin = stage.greeted()
     with socket.create_server(("127.0.0.1", 0)) as sock:
         nobody = Endpoint.from_sockaddr(sock.getsockname())
     client.send(b"EPSV\r\n")

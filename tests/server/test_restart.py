@@ -363,7 +363,7 @@ def damaged(change: str) -> socket.socket:
     elif change == "deep":
         lines.append(b"[" * 100_000 + b"\n")
     elif change == "cut":
-        lines.append(b'["session", {"num')
+        lines += [b'["hunter2", {"num\n', b'["session", {"num']
     elif change == "foreign":
         lines += [b'["session", 7]\n', b'["__class__", {}]\n', b'["listener", {"service": 1}]\n', b'["door", null]\n']
         lines += [b'["table", {}]\n', b'["reception", {}]\n', b'["arrival", []]\n', b"7\n"]
@@ -380,7 +380,8 @@ def test_damaged_records(site: Site, change: str) -> None:
     Session(site).still_speaks()
     log = site.supervisor.log
     assert "session.lost session=7 reason=" in log
-    assert log.count("restart.damaged") == (3 if change == "foreign" else 1)
+    assert log.count("restart.damaged") == {"foreign": 3, "cut": 2}.get(change, 1)
+    assert "hunter2" not in log
     assert "Traceback" not in log
 
 

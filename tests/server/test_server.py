@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import select
+import signal
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
+import trio
 
 from ftpproxy.doors import Doors
 from ftpproxy.dtp.plane import PathOwner, Refused
@@ -38,7 +42,6 @@ class IdlePath:
         self.owner = owner
         self.announced = {Side.CLIENT: Endpoint.parse("127.0.0.1:20001")}
         self.ready = self.reports_end = self.counts_at_once = True
-
         self.closed = False
         self.tally: Tally | None = None
 
@@ -61,12 +64,16 @@ class IdlePlane:
 
     def __init__(self) -> None:
         self.paths: list[IdlePath] = []
+        self.reports_end = True
 
     def carries(self, spec: PathSpec) -> bool:
         return True
 
+    def foresee(self, spec: PathSpec) -> None: ...
+
     def open(self, spec: PathSpec, owner: PathOwner) -> IdlePath | Refused:
         self.paths.append(IdlePath(owner))
+        self.paths[-1].reports_end = self.reports_end
         return self.paths[-1]
 
     def inherit(self, left: Any, owner: PathOwner, inheritance: Inheritance) -> IdlePath:
@@ -121,6 +128,13 @@ class Stage:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.open.append(sock)
         return sock
+
+    def greeted(self, greeting: bytes = b"220 hello") -> tuple[socket.socket, socket.socket]:
+        """A client whom the server has greeted, and the server's end."""
+        client, origin = self.client(), self.accepted()
+        origin.send(greeting + b"\r\n")
+        self.hears(client, greeting + b"\r\n")
+        return client, origin
 
     def hears(self, sock: socket.socket, expected: bytes) -> None:
         """`sock` receives exactly this."""
@@ -177,10 +191,7 @@ def stage() -> Iterator[Stage]:
 
 def test_lines_pass_both_ways(stage: Stage) -> None:
     stage.serve()
-    client = stage.client()
-    origin = stage.accepted()
-    origin.send(b"220 hello\r\n")
-    stage.hears(client, b"220 hello\r\n")
+    client, origin = stage.greeted()
     client.send(b"NOOP\r\n")
     stage.hears(origin, b"NOOP\r\n")
     client.close()
@@ -192,10 +203,7 @@ def test_lines_pass_both_ways(stage: Stage) -> None:
 def test_pipelining_costs_one_round_trip(stage: Stage) -> None:
     """Twenty commands sent at once reach the server at once: it answers none before it has all of them."""
     stage.serve()
-    client = stage.client()
-    origin = stage.accepted()
-    origin.send(b"220 hello\r\n")
-    stage.hears(client, b"220 hello\r\n")
+    client, origin = stage.greeted()
     commands = b"".join(b"SIZE %d\r\n" % number for number in range(20))
     client.send(commands)
     stage.hears(origin, commands)
@@ -342,10 +350,7 @@ def test_a_crash_ends_one_session(stage: Stage, monkeypatch: pytest.MonkeyPatch)
     stage.hears(other_origin, b"NOOP\r\n")
 
 
-def open_path(stage: Stage, client: socket.socket, origin: socket.socket, *, greeted: bool = False) -> IdlePath:
-    if not greeted:
-        origin.send(b"220 hello\r\n")
-        stage.hears(client, b"220 hello\r\n")
+def open_path(stage: Stage, client: socket.socket, origin: socket.socket) -> IdlePath:
     client.send(b"PASV\r\n")
     stage.hears(origin, b"PASV\r\n")
     origin.send(b"227 (127,0,0,1,200,1)\r\n")
@@ -356,8 +361,7 @@ def open_path(stage: Stage, client: socket.socket, origin: socket.socket, *, gre
 def test_an_abort_is_urgent(stage: Stage) -> None:
     """Items 9, 10, 15: the DM of the Synch is TCP urgent data, in both directions."""
     stage.serve()
-    client = stage.client()
-    origin = stage.accepted()
+    client, origin = stage.greeted()
     path = open_path(stage, client, origin)
     client.send(b"RETR x\r\n")
     stage.hears(origin, b"RETR x\r\n")
@@ -369,10 +373,36 @@ def test_an_abort_is_urgent(stage: Stage) -> None:
     stage.hears(origin, b"ABOR\r\n")
 
 
+@pytest.mark.parametrize("reports_end", [True, False], ids=["relay", "kernel"])
+def test_what_still_flows_is_seen(stage: Stage, reports_end: bool) -> None:
+    """The server has had its last word, and the client is slow: the session is not idle."""
+    stage.plane.reports_end = reports_end
+    stage.serve()
+    client, origin = stage.greeted()
+    path = open_path(stage, client, origin)
+    assert stage.session.glance().command == ""
+    client.send(b"RETR x y\r\n")
+    stage.hears(origin, b"RETR x y\r\n")
+    path.owner.connected(path, Side.SERVER)
+    path.owner.connected(path, Side.CLIENT)
+    origin.send(b"150 go\r\n")
+    stage.hears(client, b"150 go\r\n")
+    origin.send(b"226 done\r\n")
+    if reports_end:  # the word is held back until the octets are there
+        stage.until(lambda: stage.session.carriage._transfer is None)
+    else:
+        stage.hears(client, b"226 done\r\n")
+    glance = stage.session.glance()
+    assert (glance.command, glance.file) == ("RETR", "x y")
+    path.owner.finished(path, Tally(7, 0, 0.5))
+    if reports_end:
+        stage.hears(client, b"226 done\r\n")
+    assert stage.session.glance().command == ""
+
+
 def test_a_data_connection_that_never_comes_is_said(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     stage.serve()
-    client = stage.client()
-    origin = stage.accepted()
+    client, origin = stage.greeted()
     path = open_path(stage, client, origin)
     path.owner.connected(path, Side.SERVER)
     client.send(b"RETR x\r\n")
@@ -389,8 +419,8 @@ def test_a_data_connection_that_never_comes_is_said(stage: Stage, caplog: pytest
 def test_idle_time_stands_still_while_data_flows(stage: Stage) -> None:
     """Item 101: the control connection is not idle while its data connection carries."""
     stage.serve(timeouts=Timeouts(idle=300, login=100_000))
-    client = stage.client()
-    path = open_path(stage, client, stage.accepted())
+    client, origin = stage.greeted()
+    path = open_path(stage, client, origin)
     session = stage.session
     path.owner.connected(path, Side.CLIENT)
     path.owner.connected(path, Side.SERVER)
@@ -444,10 +474,7 @@ def test_a_service_that_stops_says_so(stage: Stage) -> None:
 def test_a_data_connection_to_ourselves_is_refused(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """Items 130, 143: neither a client nor a server makes the proxy call its own listener."""
     stage.serve(policy=Policy(require_login=False, deny_data_ports=frozenset()))
-    client = stage.client()
-    origin = stage.accepted()
-    origin.send(b"220 hello\r\n")
-    stage.hears(client, b"220 hello\r\n")
+    client, origin = stage.greeted()
     numbers = b"127,0,0,1,%d,%d" % divmod(stage.at.port, 256)
     client.send(b"PORT " + numbers + b"\r\n")
     stage.hears(client, b"425 Can't open data connection.\r\n")
@@ -461,10 +488,7 @@ def test_a_data_connection_to_ourselves_is_refused(stage: Stage, caplog: pytest.
 
 def test_who_never_hangs_up_holds_a_bounded_number_of_paths(stage: Stage) -> None:
     stage.serve()
-    client = stage.client()
-    origin = stage.accepted()
-    origin.send(b"220 hello\r\n")
-    stage.hears(client, b"220 hello\r\n")
+    client, origin = stage.greeted()
     for _ in range(20):
         client.send(b"PASV\r\n")
         stage.hears(origin, b"PASV\r\n")
@@ -484,10 +508,7 @@ def test_who_never_hangs_up_holds_a_bounded_number_of_paths(stage: Stage) -> Non
 def unread_words(stage: Stage) -> tuple[socket.socket, socket.socket]:
     """A session that is over, with last words that the client does not read."""
     stage.serve()
-    client = stage.client()
-    origin = stage.accepted()
-    origin.send(b"220 hello\r\n")
-    stage.hears(client, b"220 hello\r\n")
+    client, origin = stage.greeted()
     client.send(b"STAT /\r\n")
     stage.hears(origin, b"STAT /\r\n")
     channel = stage.session._channels[Side.CLIENT]
@@ -534,10 +555,7 @@ def test_last_words_are_read_to_the_end(stage: Stage) -> None:
 def test_a_client_that_resets_while_its_command_is_held(stage: Stage) -> None:
     """A reset of a connection that is not read at present is noticed by the sweep."""
     stage.serve()
-    client = stage.client()
-    origin = stage.accepted()
-    origin.send(b"220 hello\r\n")
-    stage.hears(client, b"220 hello\r\n")
+    client, origin = stage.greeted()
     client.send(b"REIN\r\nNOOP\r\n")
     stage.hears(origin, b"REIN\r\n")
     session = stage.session
@@ -555,8 +573,8 @@ def test_a_client_that_resets_while_its_command_is_held(stage: Stage) -> None:
 
 def test_a_path_that_cannot_be_closed_does_not_keep_the_session(stage: Stage) -> None:
     stage.serve()
-    client = stage.client()
-    path = open_path(stage, client, stage.accepted())
+    client, origin = stage.greeted()
+    path = open_path(stage, client, origin)
 
     def broken() -> Tally | None:
         raise RuntimeError("on purpose")
@@ -565,3 +583,24 @@ def test_a_path_that_cannot_be_closed_does_not_keep_the_session(stage: Stage) ->
     client.close()
     assert stage.server is not None
     stage.until(lambda: stage.server is not None and not stage.server.sessions)
+
+
+async def test_an_order_that_fails_ends_nothing_unless_it_was_to_end(caplog: pytest.LogCaptureFixture) -> None:
+    board = Switchboard()
+    server = Server(board, [])
+    obey, obeyed = trio.open_memory_channel[signal.Signals](1)
+
+    def fail(order: signal.Signals) -> None:
+        obey.send_nowait(order)
+        raise RuntimeError("on purpose")
+
+    orders = {order: partial(fail, order) for order in (signal.SIGUSR1, signal.SIGTERM)}
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run, orders, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+            for order in (signal.SIGUSR1, signal.SIGTERM):
+                assert await obeyed.receive() is signal.SIGUSR1
+                os.kill(os.getpid(), order)
+    assert obeyed.receive_nowait() is signal.SIGTERM
+    board.close()
+    assert [record.getMessage() for record in caplog.records].count("internal.error") == 3

@@ -25,19 +25,11 @@ def stage() -> Iterator[Stage]:
     stage.close()
 
 
-def greeted(stage: Stage, greeting: bytes = b"220 hello") -> tuple[socket.socket, socket.socket]:
-    client = stage.client()
-    origin = stage.accepted()
-    origin.send(greeting + b"\r\n")
-    stage.hears(client, greeting + b"\r\n")
-    return client, origin
-
-
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="this system has no such options")
 def test_both_legs_are_kept_alive(stage: Stage) -> None:
     """TCP asks after `keepalive` seconds of silence, and then in half that time, eight times."""
     stage.serve(timeouts=Timeouts(keepalive=20))
-    greeted(stage)
+    stage.greeted()
     for channel in stage.session._channels.values():
         sock = channel._sock
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -52,7 +44,7 @@ def test_a_relayed_transfer_of_hours(stage: Stage) -> None:
     plane = RelayPlane(gate, PortRange(20000, 20099), stage.board)
     policy, timeouts = Policy(require_login=False), Timeouts(idle=300, login=100_000)
     stage.serve(gate=gate, terms=Terms(service="test", policy=policy, timeouts=timeouts, planes=[plane]))
-    client, origin = greeted(stage)
+    client, origin = stage.greeted()
     with socket.create_server(("127.0.0.1", 0)) as theirs:
         client.send(b"EPSV\r\n")
         stage.hears(origin, b"EPSV\r\n")
@@ -88,7 +80,7 @@ def test_a_relayed_transfer_of_hours(stage: Stage) -> None:
 def test_a_noop_does_not_keep_a_client_that_left(stage: Stage) -> None:
     """The server hears NOOP, the client hears nothing, and its idle clock runs on."""
     stage.serve(timeouts=Timeouts(idle=300, noop=100))
-    client, origin = greeted(stage, b"230 in")
+    client, origin = stage.greeted(b"230 in")
     began = stage.board.now
     for number in (1, 2):
         stage.board.now = began + 101 * number

@@ -128,10 +128,7 @@ def test_gateway_mode_no_more(stage: Stage) -> None:
 def test_what_a_client_has_not_read_yet(stage: Stage) -> None:
     """Octets that its socket did not take go along, in front of all others."""
     stage.serve()
-    client = stage.client()
-    origin = stage.accepted()
-    origin.send(b"220 hello\r\n")
-    stage.hears(client, b"220 hello\r\n")
+    client, origin = stage.greeted()
     client.send(b"STAT .\r\n")
     stage.hears(origin, b"STAT .\r\n")
     origin.setblocking(False)

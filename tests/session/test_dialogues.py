@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from ftpproxy.dtp.plane import Opener, PathOwner, Pending, Refused
 from ftpproxy.endpoints import Endpoint, Side
 from ftpproxy.estate import Estate, Inheritance
 from ftpproxy.freezing import thaw
-from ftpproxy.paths import Direction, PathSpec, Tally
+from ftpproxy.paths import Call, Direction, PathSpec, Tally
 from ftpproxy.pi.actions import Timer
 from ftpproxy.pi.policy import Timeouts
 from ftpproxy.records import SessionRecord
@@ -61,10 +62,15 @@ class ScriptedPlane:
     def __init__(self, lines: list[scripts.Line]) -> None:
         self._answers = iter([line for line in lines if line.word in ("opened", "refused")])
         self.asked: list[str] = []
+        self.foreseen: list[ScriptedForeseen] = []
         self.path: ScriptedPath | None = None
 
     def carries(self, spec: PathSpec) -> bool:
         return True
+
+    def foresee(self, spec: PathSpec) -> ScriptedForeseen:
+        self.foreseen.append(ScriptedForeseen(self, spec))
+        return self.foreseen[-1]
 
     def open(self, spec: PathSpec, owner: PathOwner) -> ScriptedPath | Refused:
         self.asked.append("open " + scripts.spec(spec))
@@ -81,6 +87,33 @@ class ScriptedPlane:
         return self.path
 
     def close(self) -> None: ...
+
+
+class ScriptedForeseen:
+    """What is foreseen comes, but for the port, or is given back."""
+
+    over: bool
+    opened: bool
+
+    def __init__(self, plane: ScriptedPlane, spec: PathSpec) -> None:
+        assert isinstance(spec.server, Call)
+        assert spec.server.to.port == 0
+        assert all(earlier.over for earlier in plane.foreseen), "at most one at a time"
+        self._plane = plane
+        self._spec = spec
+        self.over = self.opened = False
+
+    def open(self, spec: PathSpec, owner: Opener) -> Any:
+        assert not self.over
+        self.over = self.opened = True
+        assert isinstance(self._spec.server, Call)
+        assert isinstance(spec.server, Call)
+        port = spec.server.to.port
+        assert spec == evolve(self._spec, server=evolve(self._spec.server, to=self._spec.server.to.at(port)))
+        return self._plane.open(spec, owner)
+
+    def close(self) -> None:
+        self.over = True
 
 
 class ScriptedPending(Pending):
@@ -232,6 +265,8 @@ class Stage:
             assert self.take_line(side) == scripts.text(line)
         elif word == "open":
             assert self.take_asked() == f"open {line.rest}"
+            if line.rest.startswith("await ") and " / call " in line.rest and not self.successive:
+                assert self.plane.foreseen[-1].opened
         elif word == "start":
             assert self.take_asked() == "start " + line.rest.split()[0]
         elif word == "drop":
@@ -288,3 +323,5 @@ def test_dialogue(path: Path, stage: Stage) -> None:
             raise AssertionError(f"{path.name}:{line.number}: {error}") from error
     assert not stage.plane.asked
     assert not any(stage.said.values()), stage.said
+    stage.session.close()
+    assert all(foreseen.over for foreseen in stage.plane.foreseen)

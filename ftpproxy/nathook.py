@@ -1,0 +1,73 @@
+"""What `nft flush ruleset` would take along with all rules: address translation itself.
+
+Which connections are translated, and how, is in conntrack and needs no rule.  But the kernel follows connections, and
+translates them, in hooks that stand only as long as a rule asks for conntrack and a chain is of the type nat
+(net/netfilter/nf_conntrack_proto.c, nf_nat_core.c).  When the last are flushed, packets of running connections go out
+as they came in.  The client of a redirected control connection hears from an address that it never called, and resets
+that; its own connection has nobody at the other end any more, and it waits for ever.
+
+A table with an owner (NFT_TABLE_F_OWNER, Linux 5.12) is left alone by everybody's flush, and goes with the socket that
+made it, whatever becomes of the process.  So we keep one, with both:
+
+    table inet ftpproxy_nat {
+        flags owner
+        chain prerouting { type nat hook prerouting priority 0; policy accept; ct direction original }
+    }
+
+The first packet of each connection pays for a look at that rule, which decides nothing, and no other packet does.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from .nfmessages import answers, pack_nat_chain
+
+__all__ = ["TABLE", "NatHook"]
+
+TABLE = "ftpproxy_nat"
+"""Of the family inet."""
+
+_NETLINK_NETFILTER = 12
+"""linux/netlink.h"""
+_OF_ANOTHER = (errno.EEXIST, errno.EPERM)
+
+
+class NatHook:
+    """Keeps the hooks of address translation in this network namespace, from `hold` until `close`."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._settled = False
+        self.held = False
+
+    def hold(self) -> None:
+        """Begin, and be `held`.  Nothing happens where that is so, or an older kernel cannot; where another process
+        does it, or CAP_NET_ADMIN is missing, it may be tried again.  Raises `OSError` where the kernel has no nftables.
+        """
+        if self._settled:
+            return
+        if self._socket is None:  # it stays open: closing one costs up to 14 ms
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        self._socket.send(pack_nat_chain(TABLE))
+        said = {answer.error for answer in answers(self._all())}
+        self.held = said == {0}
+        self._settled = self.held or not said.intersection(_OF_ANOTHER)
+
+    def _all(self) -> bytes:
+        """The answers, which are there when send(2) returns."""
+        assert self._socket is not None
+        found = b""
+        while True:
+            try:
+                found += self._socket.recv(8192, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return found
+
+    def close(self) -> None:
+        """End: the kernel removes the table with its owner.  It may be held again."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self.held = self._settled = False

@@ -1,0 +1,79 @@
+"""A table that nobody's flush takes away, and with it conntrack and address translation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from ftpproxy.endpoints import Endpoint
+from ftpproxy.nathook import TABLE, NatHook
+
+from .intercept.namespaces import FAMILIES, Family, World, accept, connect, listen, talk, world
+
+pytestmark = pytest.mark.netns
+
+REDIRECT = """
+table inet other {
+    chain prerouting {
+        type nat hook prerouting priority dstnat; policy accept;
+        tcp dport 21 redirect to :8021
+    }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[World]:
+    with world() as made:
+        yield made
+
+
+def test_it_stays_until_it_is_closed(three: World) -> None:
+    """One process has it; the next may when that has gone.  The text is what the module says."""
+    run, first, second = three.gateway.run, NatHook(), NatHook()
+    with three.gateway.inside():
+        first.hold()
+        second.hold()
+        assert (first.held, second.held) == (True, False)
+        for _ in range(2):
+            listed = " ".join(run("nft", "list", "ruleset").split())
+            assert f"table inet {TABLE} {{" in listed
+            assert "flags owner chain prerouting { type nat hook prerouting priority filter; policy accept;" in listed
+            assert listed.endswith("ct direction original } }")
+            run("nft", "flush", "ruleset")
+            run("nft", "-f", "-", text="flush ruleset\ntable inet other {}\ndelete table inet other\n")
+        first.close()
+        assert run("nft", "list", "ruleset") == ""
+        second.hold()
+        assert second.held
+        second.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_what_is_translated_goes_on(three: World, family: Family) -> None:
+    """A redirected connection, when all rules are flushed; without the hook its packets are nobody's."""
+    gateway, hook = three.gateway, NatHook()
+    with ExitStack() as stack:
+        stack.callback(hook.close)
+        listener = stack.enter_context(listen(gateway, Endpoint(family.inside, 8021)))
+        for held in (True, False):
+            gateway.run("nft", "-f", "-", text=REDIRECT)
+            with gateway.inside():
+                hook.hold() if held else hook.close()
+            client = stack.enter_context(connect(three.client, Endpoint(family.server, 21), family.client))
+            here = stack.enter_context(accept(listener))
+            talk(client, here)
+            gateway.run("nft", "flush", "ruleset")
+            if held:
+                talk(client, here)
+                talk(here, client)
+                continue
+            here.sendall(b"x")
+            client.settimeout(1)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+            here.settimeout(5)
+            with pytest.raises(ConnectionResetError):
+                here.recv(1)
