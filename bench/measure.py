@@ -17,7 +17,7 @@ from attrs import frozen
 
 from .proxy import Usage, server_address
 from .tools import BenchError
-from .topology import CLIENTS, DIRECT, GATEWAY_OUTSIDE, Topology
+from .topology import BARE, CLIENTS, DIRECT, GATEWAY_OUTSIDE, Topology
 
 __all__ = ["Bench"]
 
@@ -144,7 +144,7 @@ class Bench:
 
     def _run(self, way: str, arguments: list[str]) -> tuple[dict[str, Any], float | None]:
         """What the load generator said, and the processor seconds that the proxy took meanwhile."""
-        usage = self.usage if way != DIRECT else None
+        usage = self.usage if way not in (BARE, DIRECT) else None
         before = usage.cpu_seconds() if usage else 0.0
         done = subprocess.run(self._command(way, arguments), capture_output=True, text=True)
         if done.returncode:

@@ -7,6 +7,7 @@ from typing import Any
 
 __all__ = ["summary"]
 
+NOT_A_LIMIT = ("bare", "found", "interval", "met", "where")
 Row = tuple[str, list[str]]
 
 
@@ -67,8 +68,10 @@ def summary(result: Mapping[str, Any], ways: Sequence[str]) -> str:
     if memory := result.get("memory"):
         lines.append(f"memory of an idle session ({memory['way']}): {memory['kib_per_idle_session']} KiB")
     for name, target in kernel.get("targets", {}).items():
-        ((limit, value),) = [(key, target[key]) for key in target if key not in ("found", "interval", "met", "where")]
+        ((limit, value),) = [(key, target[key]) for key in target if key not in NOT_A_LIMIT]
         verdict = "met" if target["met"] else "MISSED"
         found = f"{target['found']}{_between(target)}"
+        if "bare" in target:
+            found += f", a bare proxy {target['bare']}"
         lines.append(f"kernel plane, {name}: {found} ({limit.replace('_', ' ')} {value}: {verdict})")
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from types import TracebackType
 from .tools import BenchError
 
 __all__ = [
+    "BARE",
     "CLIENTS",
     "DIRECT",
     "GATEWAY_INSIDE",
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 DIRECT = "direct"
+BARE = "bare"
+"""Through a process that only hands octets on."""
 PLAIN = "plain"
 """By way of the second gateway."""
 NULL = "null"
@@ -50,6 +53,7 @@ CLIENTS = {
     "redirect": "10.83.1.30",
     "none": "10.83.1.40",
     "kernel": "10.83.1.50",
+    BARE: "10.83.1.60",
 }
 GATEWAY_INSIDE = "10.83.1.1"
 GATEWAY_OUTSIDE = "10.83.2.1"

@@ -169,6 +169,13 @@ async def _serve(
     """From what stands already to a server that runs, and everything that was opened here closed behind it."""
     with ExitStack() as stack:
         stack.callback(heritage.close)
+
+        def leave_table() -> None:
+            """Behind the last sweep, which may load it."""
+            if claim is not None and successor.left:
+                claim.leave()
+
+        stack.callback(leave_table)
         board = _closed(stack, Switchboard())
         board.now = trio.current_time()  # what a predecessor has left is of this moment
         _closed(stack, engine)
@@ -221,8 +228,6 @@ async def _serve(
                 if successor.possible():
                     vitals.stopping("restarting")
                     successor.provide(server, board, doors, elements)
-                    if successor.left and claim is not None:
-                        claim.leave()
                     server.stop()
 
             orders: Orders = {

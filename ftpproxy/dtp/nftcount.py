@@ -111,6 +111,15 @@ class Counters:
         """Those that stand in the table, as far as was seen."""
         return self._elements_of(*(kind for kind, last in zip(COUNTERS, self._last, strict=True) if last is not None))
 
+    def remove_late(self) -> None:
+        """Remove what packets made between the last look and the removal of what is `standing`, an end mostly; now that
+        the rest is gone they make no more.  Raises `OSError`."""
+        unseen = self._elements_of(*(kind for kind, last in zip(COUNTERS, self._last, strict=True) if last is None))
+        if unseen:
+            found = zip(unseen, self._elements.read(*unseen), strict=True)
+            if late := [element for element, read in found if read is not None]:
+                self._elements.remove(*late)
+
     def leave(self) -> Counted:
         """For a successor."""
         first, second = self._before

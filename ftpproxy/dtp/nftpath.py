@@ -312,3 +312,12 @@ class NftPath:
         self._plane.paths.forget(self)
         self.place.give_back()
         self._stop_awaiting(*self._counters.standing)
+        self._plane.board.behind(self._clear_up, _nothing_left_to_end)
+
+    def _clear_up(self, _: float) -> None:
+        with suppress(OSError):  # then it goes with its time
+            self._counters.remove_late()
+
+
+def _nothing_left_to_end(error: Exception) -> None:
+    """It is over."""

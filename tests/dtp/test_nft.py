@@ -246,6 +246,25 @@ def test_one_call_and_no_second(stage: Stage, family: Family, mode: str) -> None
 
 
 @pytest.mark.netns
+def test_an_end_that_comes_by_late_leaves_nothing(stage: Stage, family: Family) -> None:
+    """Packets make elements themselves: one that nobody had seen when the path ended goes all the same."""
+    path, owner = stage.open(passive(family))
+    with (
+        listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(stage.world.client, path.announced[Side.CLIENT], family.client) as client,
+        accept(listener) as server,
+    ):
+        talk(client, server)
+        stage.later(20)
+        assert set(owner.up) == set(Side)
+        client.close()
+        assert server.recv(1) == b""
+        path.crashed(RuntimeError())  # which looks at nothing
+        assert f"forth_end{family.client.version}" in stage.left()
+        until(lambda: stage.board.turn() or stage.left() == [], "nothing is left")
+
+
+@pytest.mark.netns
 def test_a_stranger_is_not_carried(stage: Stage, family: Family) -> None:
     """Item 132: the key has the caller's address; who is not expected does not use up the call of who is."""
     path, _ = stage.open(passive(family))
