@@ -181,16 +181,29 @@ class Elements:
         return left is not None and left.data == element.data and until > now
 
     def remove(self, *elements: Element) -> None:
-        """Remove them (at most 100); what is gone already (timed out, flushed) counts as removed, but costs
-        milliseconds, as in `add`.  Raises `OSError` as `add` does otherwise."""
+        """Remove them (at most 100); what is gone already counts as removed, but where we cannot know that (flushed,
+        taken away by a packet) costs milliseconds, as in `add`.  Raises `OSError` as `add` does otherwise."""
+        now = time.monotonic()
+        standing = [element for element in elements if self._may_stand(element, now)]
         self.forget(*elements)
-        try:
-            self._exchange(elements, add=False)
-        except FileNotFoundError:
-            # One that is missing undoes the whole batch.  (NFT_MSG_DESTROYSETELEM is too young: Linux 6.3.)
-            if len(elements) > 1:
-                for element in elements:
-                    self.remove(element)
+        while standing:
+            try:
+                self._exchange(tuple(standing), add=False)
+            except FileNotFoundError:
+                # One that is missing undoes the whole batch.  (NFT_MSG_DESTROYSETELEM is too young: Linux 6.3.)
+                # So those that are left are asked for: each attempt that fails costs as much as the first.
+                counts = self.read(*standing)
+                if None not in counts:
+                    return  # it came back this moment, and has its time
+                standing = [element for element, count in zip(standing, counts, strict=True) if count is not None]
+            else:
+                return
+
+    def _may_stand(self, element: Element, now: float) -> bool:
+        """Whether it has not timed out, as far as we know: who keeps a place of his for long must not cost others that
+        time."""
+        known = self._standing.get((element.map, element.key))
+        return known is None or known[1] > now
 
     def forget(self, *elements: Element) -> None:
         """They are gone: the kernel has taken them away."""

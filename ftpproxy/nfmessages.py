@@ -9,6 +9,7 @@ are concatenations: each field is padded to four octets.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import socket
@@ -294,7 +295,8 @@ def success(datagram: bytes) -> bool:
 
 def failure(code: int) -> OSError:
     """What `Answer.error` means for whoever asked."""
-    return OSError(code, f"nftables, table inet {TABLE}: {os.strerror(code)}")
+    text = "one of its sets is full" if code == errno.ENFILE else os.strerror(code)
+    return OSError(code, f"nftables, table inet {TABLE}: {text}")
 
 
 def pack_nat_chain(table: str, *, sequence: int = 0) -> bytes:

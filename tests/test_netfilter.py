@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -252,6 +253,39 @@ def test_removing_is_idempotent(table: Namespace) -> None:
         elements.remove(first)
         elements.remove(first)
         elements.remove(first, *rest)
+        assert listed(table) == {name: [] for name in MAPS}
+
+
+class Undone(Elements):
+    """Elements that tell how often the kernel had to undo a batch, which costs it milliseconds."""
+
+    undone = 0
+
+    def _exchange(self, elements: tuple[Element, ...], *, add: bool) -> None:
+        try:
+            super()._exchange(elements, add=add)
+        except FileNotFoundError:
+            self.undone += 1
+            raise
+
+
+@pytest.mark.netns
+def test_what_is_gone_costs_one_attempt(table: Namespace) -> None:
+    """However many of a batch are gone; and none if they have timed out."""
+    elements_of_all = [element for element, _, _ in EACH]
+    with (elements := Undone()):
+        elements.add(*elements_of_all)
+        for element in elements_of_all[::2]:
+            elements.remove(element)
+        elements.remove(*elements_of_all)
+        assert elements.undone == 1
+        assert listed(table) == {name: [] for name in MAPS}
+        brief = [element._replace(seconds=0.02) for element in elements_of_all[::2]]
+        elements.add(*elements_of_all[1::2], *brief)
+        while elements.alive > len(elements_of_all[1::2]):
+            time.sleep(0.005)
+        elements.remove(*elements_of_all)
+        assert elements.undone == 1
         assert listed(table) == {name: [] for name in MAPS}
 
 

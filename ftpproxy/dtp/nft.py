@@ -6,11 +6,12 @@ A data connection with one awaited leg and one called one is two address transla
     active    server calls proxy:N        ->  goes to client:p,  as coming from orig_server[:20]
 
 So a path is a handful of elements of our table (`ftpproxy.table` has the rules that look at them): under (caller,
-called address, called port) `once`, which makes the caller's *place*, and where a firewall goes by marks, `marked`;
-`carried` under the same key and `called` or `pinned` for the way out, which lead him on.  They stand when `open`
+called address, called port) `once`, which makes the caller's *place*; `carried` under the same key and `called` or
+`pinned` for the way out, which lead him on; and where a firewall goes by marks, `marked`.  They stand when `open`
 returns, by one transaction, or by two where the path was foreseen: the place is made while the server thinks about
-PASV, the rest when it has named its port.  Nobody is dialled: the path is ready at once, and whether the other end
-answers is seen by the caller itself.  Elements are taken away in one transaction too, and never one that is gone
+PASV, the rest when it has named its port.  (Also the mark: who guesses the place before is not led on, and would be let
+in to whatever he has called.)  Nobody is dialled: the path is ready at once, and whether the other end answers is seen
+by the caller itself.  Elements are taken away in one transaction too, and never one that is gone
 already: to undo a transaction costs the kernel milliseconds.
 
 **Ports.**  The key has the caller's address, so one port serves any number of clients at once; a port is taken only if
@@ -133,7 +134,7 @@ class NftPlane:
             way = self._way(spec)
             for place in self._places(way):
                 with suppress(FileExistsError):
-                    self.elements.add(*place.elements)
+                    self.elements.add(place.once)
                     place.reserve(self._doors)
                     return NftForeseen(self, way, NftPath(self, place))
         except (_Cannot, OSError):
@@ -162,7 +163,7 @@ class NftPlane:
         for place in self._places(way):
             with suppress(FileExistsError):
                 path = NftPath(self, place)
-                self.lead(path, way.call, owner, *place.elements)
+                self.lead(path, way.call, owner, place.once)
                 place.reserve(self._doors)
                 return path
         if leg.at.port != ANY_PORT:
@@ -177,15 +178,15 @@ class NftPlane:
         key = call.to.host.version, out.key
         shared, users = self.elements.ways_out.get(key, (None, 0))
         if shared is not None:
-            if shared != out:
+            if (shared.map, shared.data) != (out.map, out.data):
                 text = f"{path.place.leg.peer} is being led to {call.to} already, under another address"
                 raise _Cannot(Code.PLANE_UNSUITED, text)
             self.elements.remove(out)  # and again with the others: its time begins anew
         try:
-            self.elements.add(*missing, *ways)
-        except FileExistsError:
-            if shared is not None:
-                self.elements.add(out)
+            self.elements.add(*missing, *path.place.marks, *ways)
+        except OSError:
+            if shared is not None:  # others need it
+                self.elements.add(shared)
             raise
         self.elements.ways_out[key] = out, users + 1
         path.lead(owner, call, ways)
@@ -235,7 +236,7 @@ class NftPlane:
         path = NftPath(self, place)
         path.lead(owner, way.call, (way_in, out))
         path.inherit(record)
-        self.elements.keep(*place.elements, way_in, out)
+        self.elements.keep(place.once, *place.marks, way_in, out)
         if record.awaited:
             key = at.host.version, out.key
             ways_out = self.elements.ways_out

@@ -68,7 +68,7 @@ class NftRecord:
 class Place:
     """Where `caller` is awaited for one call."""
 
-    __slots__ = ("_give_back", "announced", "caller", "elements", "leg", "marks", "once")
+    __slots__ = ("_give_back", "announced", "caller", "leg", "marks", "once")
 
     def __init__(self, caller: Side, leg: Await, seconds: float, *, mark: bool) -> None:
         """`leg` has its port; the elements live `seconds` unless they are removed.  `mark` the connection for the
@@ -78,7 +78,6 @@ class Place:
         self.announced = {caller: leg.at}
         self.once = once = of_path("once", leg.peer, leg.at, seconds=seconds)
         self.marks = (once._replace(map=f"marked{leg.at.host.version}"),) if mark else ()
-        self.elements = once, *self.marks
         self._give_back: Callable[[], None] | None = None
 
     def reserve(self, doors: Doors) -> None:
@@ -296,12 +295,11 @@ class NftPath:
         gone = list(others)
         if self._awaited:
             self._awaited = False
-            gone += self.place.marks
             if not self._counters.called:
                 gone.append(self.place.once)
             if self._ways is not None:
                 way_in, out = self._ways
-                gone.append(way_in)
+                gone += (*self.place.marks, way_in)
                 if self._plane.leaves(out):
                     gone.append(out)
         if gone:

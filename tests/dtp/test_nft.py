@@ -360,14 +360,19 @@ def test_what_was_foreseen_and_is_not_wanted(stage: Stage, family: Family) -> No
     assert stage.left() == []
 
 
+def only_port(stage: Stage, family: Family) -> int:
+    """Of the one call that is awaited."""
+    once = stage.world.gateway.run("nft", "list", "set", "inet", "ftpproxy", f"once{family.version}")
+    (port,) = re.findall(r" \. (\d+) timeout", once)
+    return int(port)
+
+
 @pytest.mark.netns
 def test_a_call_before_it_is_known_where_to(stage: Stage, family: Family) -> None:
     """Somebody guesses the port: he is led nowhere, and leaves nothing."""
     foreseen = stage.plane.foresee(passive(family))
     assert foreseen is not None
-    once = stage.world.gateway.run("nft", "list", "set", "inet", "ftpproxy", f"once{family.version}")
-    (port,) = re.findall(r" \. (\d+) timeout", once)
-    at = Endpoint(family.server, int(port))
+    at = Endpoint(family.server, only_port(stage, family))
     with stage.world.client.inside(), socket.socket(socket.AF_INET if family.version == 4 else socket.AF_INET6) as call:
         call.bind((str(family.client), 0))
         call.setblocking(False)
@@ -375,6 +380,22 @@ def test_a_call_before_it_is_known_where_to(stage: Stage, family: Family) -> Non
         until(lambda: f"forth{family.version}" in stage.left(), "a call")
         foreseen.close()
     until(lambda: stage.left() in ([], [f"calling{family.version}"]), "its end")
+    stage.world.gateway.run("nft", "flush", "set", "inet", "ftpproxy", f"calling{family.version}")
+
+
+@pytest.mark.netns
+def test_a_guess_is_not_let_in(stage: Stage, marking: NftPlane, family: Family) -> None:
+    """A firewall that goes by the mark does not see it before it is known where the call leads: who guesses the port
+    would reach the server itself there."""
+    foreseen = marking.foresee(passive(family))
+    assert foreseen is not None
+    at = Endpoint(family.server, only_port(stage, family))
+    with listen(stage.world.server, at):
+        assert refused(stage.world.client, at, family.client)
+        path = foreseen.open(passive(family), Owner())
+        assert isinstance(path, NftPath)
+        assert f"marked{family.version}" in stage.left()
+        path.close()
     stage.world.gateway.run("nft", "flush", "set", "inet", "ftpproxy", f"calling{family.version}")
 
 
@@ -459,6 +480,23 @@ def test_services_share_a_way_out(three: World, stage: Stage) -> None:
         talk(client, server)
     other.close()
     assert stage.left() == []
+
+
+@pytest.mark.netns
+def test_a_way_out_that_is_shared_outlives_a_full_table(three: World, stage: Stage) -> None:
+    """Another path to the same place that finds no room takes nothing from the first; nor does one whose elements live
+    longer."""
+    family = FAMILIES[0]
+    three.gateway.run("nft", "-f", "-", text=PLANE_TABLE.replace("size 65535", "size 2"))
+    longer = NftPlane(stage.elements, PortRange(20500, 20599), stage.board, stage.doors, seconds=400)
+    first, _ = stage.open(passive(family))
+    second = longer.open(passive(family), Owner())
+    assert isinstance(second, NftPath), second
+    third = longer.open(passive(family), Owner())
+    assert third == Refused("[Errno 23] nftables, table inet ftpproxy: one of its sets is full")
+    second.close()
+    assert sorted(stage.left()) == ["called4", "carried4", "once4"]
+    first.close()
 
 
 @pytest.mark.netns
