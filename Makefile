@@ -32,9 +32,10 @@ test: $(STAMP) lint ## everything, namespaces and real peers included; JOBS (3) 
 	@sh tests/system-packages.sh system
 	@$(BIN)/pytest -q -rs -m system -p no:cacheprovider tests/system
 
-matrix: $(STAMP) ## every real server with every real client in every mode
+matrix: $(STAMP) ## every real server with every real client in every mode, as a table; ROWS ("nft and curl") chooses
 	@sh tests/system-packages.sh peers
-	@$(BIN)/pytest -q -m matrix -p no:cacheprovider tests/netns
+	@$(BIN)/python -m pytest -q -m matrix -k "$(ROWS)" -n $(JOBS) -p no:cacheprovider \
+		-p tests.netns.results --results .cache/matrix tests/netns/test_matrix.py
 
 system-test: $(STAMP) ## the service in a booted Debian with systemd (root, debootstrap, systemd-nspawn)
 	@sh tests/system-packages.sh system

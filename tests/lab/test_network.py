@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ftpproxy.lab.demo import ROWS, must_fail, survey
+from ftpproxy.lab.hosts import Passed
 from ftpproxy.lab.network import Gateway, Lab, LabError, Topology, sweep
 from ftpproxy.lab.peers import FtpServer, Transfer, environment, run
 
@@ -114,6 +115,25 @@ def test_make_way_closes_the_mapping_and_opens_the_ports() -> None:
         assert "dnat ip" not in after
         assert "{ 21, 20000-20009 } accept" in after
         assert "masquerade" in after
+
+
+@pytest.mark.parametrize("topology", [Topology.CLIENT_NAT, Topology.SERVER_NAT], ids=lambda t: t.name)
+def test_nothing_is_forwarded_but_what_the_kernel_carries(topology: Topology) -> None:
+    """Nor in either family what the inside calls, which the ordinary firewall lets through; and nothing is counted."""
+    probe = (
+        "import socket, sys\nfor host in sys.argv[1:]:\n"
+        "    try: socket.create_connection((host, 5), 1)\n    except OSError as error: print(type(error).__name__)"
+    )
+    with Lab(topology) as lab:
+        (gateway,) = lab.gateways.values()
+        inside, outside = (lab.client, lab.server) if "client" in lab.gateways else (lab.server, lab.client)
+        call = [sys.executable, "-c", probe, outside.address(4), outside.address(6)]
+        assert inside.run(*call).stdout.split() == ["ConnectionRefusedError"] * 2
+        gateway.make_way(carried=True)
+        assert inside.run(*call).stdout.split() == ["TimeoutError"] * 2
+        assert gateway.passed() == Passed(0, 0)
+        chain = gateway.run("nft", "list", "chain", "inet", "filter", "forward", check=True).stdout
+        assert "type filter hook forward priority filter; policy drop;" in chain
 
 
 def test_an_exception_leaves_nothing() -> None:

@@ -1,4 +1,4 @@
-"""The product of deployments, families, servers, clients and modes, and a small part of it that has every pair."""
+"""The product of deployments, families, servers, clients and modes, and small parts that have every pair or triple."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from .clients import CLIENTS, Mode
 from .deployments import KINDS
 from .servers import SERVERS
 
-__all__ = ["Combination", "everything", "pairwise", "singles"]
+__all__ = ["PLANES", "Combination", "covering", "everything"]
+
+PLANES = ("nft", "relay")
 
 
 class Combination(NamedTuple):
@@ -27,26 +29,19 @@ class Combination(NamedTuple):
 
 
 def everything() -> list[Combination]:
-    """All combinations that exist; a client may lack a mode."""
+    """All combinations that exist; a client may lack a mode.  Those of one deployment and server stand together."""
     return [
         Combination(deployment, version, server, client, mode)
-        for deployment, version, server, client in product(KINDS, (4, 6), SERVERS, CLIENTS)
+        for deployment, server, version, client in product(KINDS, SERVERS, (4, 6), CLIENTS)
         for mode in CLIENTS[client].modes(version)
     ]
 
 
-def pairwise(rows: Sequence[Combination]) -> list[Combination]:
-    """Rows such that every two values that stand together in a row of `rows` stand together in one of them."""
-    return _cover(rows, 2)
+def covering(rows: Sequence[Combination], size: int) -> list[Combination]:
+    """Rows such that any `size` values that stand together in a row of `rows` stand together in one of them.
 
-
-def singles(rows: Sequence[Combination]) -> list[Combination]:
-    """Rows such that every value of `rows` is in one of them."""
-    return _cover(rows, 1)
-
-
-def _cover(rows: Sequence[Combination], size: int) -> list[Combination]:
-    """Greedy: the row that adds most, the first of equals, until nothing is missing."""
+    Greedy: the row that adds most, the first of equals, until nothing is missing.
+    """
     parts = {row: set(combinations(enumerate(row), size)) for row in rows}
     missing = set().union(*parts.values())
     chosen = []

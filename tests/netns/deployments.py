@@ -17,7 +17,7 @@ from ftpproxy.lab.proxy import Proxy, forward, reverse
 from .clients import Site
 from .servers import FtpServer
 
-__all__ = ["KINDS", "Deployment", "State", "state", "until"]
+__all__ = ["KINDS", "Deployment", "State", "Transfer", "state", "until"]
 
 KINDS = ("tproxy", "redirect", "reverse")
 SETTLE_SECONDS = 5
@@ -31,6 +31,15 @@ class State:
     """TCP sockets that somebody holds, TIME_WAIT excepted: that is the kernel's."""
     rules: str
     """The whole ruleset, elements included, counters and remaining times left out."""
+
+
+@frozen
+class Transfer:
+    """What the proxy's log says of one."""
+
+    plane: str
+    octets: int
+    result: str
 
 
 def state(gateway: Host) -> State:
@@ -111,9 +120,10 @@ class Deployment:
         """How many transfers each session had that ended after the first `since` characters of the proxy's log."""
         return [int(count) for count in re.findall(r" session\.close .* transfers=(\d+)", self.proxy.log[since:])]
 
-    def carried_by(self, since: int) -> set[str]:
-        """The planes that carried the transfers behind the first `since` characters of the proxy's log."""
-        return set(re.findall(r" transfer .* plane=(\w+)", self.proxy.log[since:]))
+    def transfers(self, since: int) -> list[Transfer]:
+        """The transfers behind the first `since` characters of the proxy's log."""
+        found = re.findall(r" transfer .* plane=(\w+) down=(\d+) up=(\d+) result=(\w+)", self.proxy.log[since:])
+        return [Transfer(plane, int(down) + int(up), result) for plane, down, up, result in found]
 
     def check_nothing_left(self) -> None:
         """The gateway is as before the first client; connections that are being closed get a moment."""
