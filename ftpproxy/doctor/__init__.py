@@ -34,6 +34,7 @@ CHECKS: tuple[tuple[str, Callable[[Machine], Iterator[Finding]]], ...] = (
     ("loops", rivals.loops),
     ("rules of others", rivals.taken_before),
     ("the kernel's FTP helper", rivals.helpers),
+    ("the rules that are loaded at boot", rivals.saved),
     ("forwarding", kernel.forwarding),
     ("the reverse path filter", kernel.reverse_path),
     ("the range of data ports", kernel.ports),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from .. import rules
+from .. import nathook, rules
 from .arrivals import arriving
 from .finding import Finding, Severity
 from .machine import Machine, run
@@ -14,7 +15,10 @@ from .packet import Packet
 from .redirect import OUR_TABLES
 from .ruleset import Rule
 
-__all__ = ["helper_of_iptables", "helpers", "loops", "taken_before"]
+__all__ = ["SAVED", "helper_of_iptables", "helpers", "loops", "saved", "saved_in", "taken_before"]
+
+SAVED = (Path("/etc/nftables.conf"), Path("/etc/sysconfig/nftables.conf"), *Path("/etc/nftables.d").glob("*.nft"))
+"""Where distributions keep the administrator's rules."""
 
 
 def loops(machine: Machine) -> Iterator[Finding]:
@@ -65,6 +69,29 @@ def taken_before(machine: Machine) -> Iterator[Finding]:
                 "They go where it says and not to the proxy.",
                 rule.removal,
                 service.name,
+            )
+
+
+def saved(machine: Machine) -> Iterator[Finding]:
+    """Tables of the running proxy in the administrator's own files."""
+    return saved_in(SAVED)
+
+
+def saved_in(files: Iterable[Path]) -> Iterator[Finding]:
+    """As `saved`."""
+    for file in files:
+        try:
+            text = file.read_text(errors="replace")
+        except OSError:
+            continue  # most machines have one of them
+        if re.search(rf"^\s*table inet {nathook.TABLE}\b", text, re.MULTILINE):
+            yield Finding(
+                Severity.HURTS,
+                "saved",
+                f"{file} has the table inet {nathook.TABLE}, which belongs to the running proxy",
+                "While it runs the whole file is refused, and the firewall stays as it was.  (`nft list ruleset` lists"
+                " that table with the others.)",
+                f"sed -i '/^table inet {nathook.TABLE} /,/^}}/d' {file}",
             )
 
 

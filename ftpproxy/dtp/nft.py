@@ -201,6 +201,10 @@ class NftPlane:
             if not self._doors.taken(at, peer):
                 yield Place(way.caller, Await(at, peer), self.seconds, mark=self._mark)
 
+    def taken(self, place: Place) -> bool:
+        """Whether its caller is awaited there, for whatever path."""
+        return self._doors.taken(place.leg.at, place.leg.peer)
+
     def leaves(self, out: Element) -> bool:
         """A path does not need its way out any more; whether nobody else does."""
         place = int(out.map[-1]), out.key

@@ -94,8 +94,9 @@ class Counters:
                 self._elements.add(*self._elements_of(*missing))
             read[:2] = [read[which] or Count() for which in BOTH]
         self._last = read
-        for which in BOTH:
-            self._ended[which] |= read[which + 2] is not None
+        if self.called:  # which takes away what another connection may have left
+            for which in BOTH:
+                self._ended[which] |= read[which + 2] is not None
 
     def renew(self) -> None:
         """Begin again, with their whole time before them.  (Linux changes the time of an element only since 6.12.)

@@ -277,11 +277,13 @@ class NftPath:
     def _end(self, failed: Side | None, why: str) -> None:
         if self._over:
             return
-        self._let_go()
-        if self._up:
-            self._owner.finished(self, self._tally(failed, why))
-        else:
-            self._owner.failed(self, why)
+        try:
+            self._let_go()
+        finally:  # whatever became of the elements, which have their time
+            if self._up:
+                self._owner.finished(self, self._tally(failed, why))
+            else:
+                self._owner.failed(self, why)
 
     def _tally(self, failed: Side | None, why: str) -> Tally:
         octets = self._counters.payload
@@ -313,8 +315,9 @@ class NftPath:
         self._plane.board.behind(self._clear_up, _nothing_left_to_end)
 
     def _clear_up(self, _: float) -> None:
-        with suppress(OSError):  # then it goes with its time
-            self._counters.remove_late()
+        if not self._plane.taken(self.place):  # else what is there may be another's
+            with suppress(OSError):  # then it goes with its time
+                self._counters.remove_late()
 
 
 def _nothing_left_to_end(error: Exception) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 from attrs import evolve
@@ -12,7 +13,7 @@ from ftpproxy.doctor.finding import CannotLook
 from ftpproxy.doctor.machine import Machine
 from ftpproxy.doctor.packet import Packet
 from ftpproxy.doctor.redirect import kernel_refuses
-from ftpproxy.doctor.rivals import helper_of_iptables
+from ftpproxy.doctor.rivals import helper_of_iptables, saved_in
 from ftpproxy.doctor.ruleset import Ruleset
 
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("operating_theatre")]
@@ -186,3 +187,17 @@ def test_the_helper_in_iptables() -> None:
 COMMIT
 """
     assert helper_of_iptables(saved) == ["-A PREROUTING -p tcp -m tcp --dport 21 -j CT --helper ftp"]
+
+
+def test_our_table_in_the_rules_of_the_boot(tmp_path: Path) -> None:
+    """Whoever saves all rules while the proxy runs saves one that nobody else may load."""
+    file, absent = tmp_path / "nftables.conf", tmp_path / "absent"
+    file.write_text("flush ruleset\ntable inet filter {\n}\n# table inet ftpproxy_nat\n")
+    assert list(saved_in([absent, file])) == []
+    rest = "flush ruleset\ntable inet filter {\n}\n"
+    file.write_text(rest + "table inet ftpproxy_nat { # progname python\n\tflags owner\n\n\tchain x {\n\t}\n}\n")
+    (found,) = saved_in([absent, file])
+    assert str(file) in found.what
+    subprocess.run(found.mend, shell=True, check=True)
+    assert file.read_text() == rest
+    assert list(saved_in([file])) == []

@@ -500,6 +500,44 @@ def test_a_way_out_that_is_shared_outlives_a_full_table(three: World, stage: Sta
 
 
 @pytest.mark.netns
+def test_a_place_that_is_used_again(stage: Stage, family: Family) -> None:
+    """What one path has left behind, or is still to clear up, is not taken for another's end, nor the other way
+    round."""
+    gateway, at = stage.world.gateway, Endpoint(family.server, 20900)
+    plane = NftPlane(stage.elements, PortRange(at.port, at.port), stage.board, stage.doors)
+    first, owner = plane.open(passive(family), Owner()), Owner()
+    assert isinstance(first, NftPath)
+    first.close()
+    path = plane.open(passive(family), owner)
+    assert isinstance(path, NftPath), path
+    left = f"{{ {family.client} . {family.server} . {at.port} }}"
+    for name in ("forth_end", "back_end"):
+        gateway.run("nft", "add", "element", "inet", "ftpproxy", f"{name}{family.version}", left)
+    path.start(Direction.DOWN)
+    stage.board.sweep_now(stage.board.now + 1)  # it looks
+    with (
+        listen(stage.world.server, Endpoint(family.server, PROMISED)) as listener,
+        connect(stage.world.client, at, family.client) as client,
+        accept(listener) as server,
+    ):
+        talk(client, server)
+        stage.board.turn()  # the first is cleared up
+        stage.later(1)
+        assert owner.up == [Side.CLIENT, Side.SERVER]
+        assert not owner.tallies
+        path.settle()
+        server.close()
+        assert client.recv(1) == b""
+
+    def over() -> bool:
+        stage.later(1)
+        return bool(owner.tallies)
+
+    until(over, "its end")
+    plane.close()
+
+
+@pytest.mark.netns
 def test_what_it_does_not_carry(stage: Stage) -> None:
     """Two awaited legs, two called ones, two families: those are for the relay.  And what is not forwarded at all."""
     v4, v6 = FAMILIES
@@ -602,6 +640,24 @@ def test_a_long_transfer_outlives_its_elements(three: World, stage: Stage) -> No
     (tally,) = owner.tallies
     assert tally.octets_down == 4000
     plane.close()
+
+
+@pytest.mark.netns
+def test_an_end_that_the_kernel_does_not_take(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner is told all the same: a session waits for it."""
+    family = FAMILIES[0]
+    path, owner = stage.open(passive(family))
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOBUFS, "no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.elements, "remove", fails)
+        path.settle()
+        stage.board.turn()
+    assert len(owner.failures) == 1
+    stage.world.gateway.run("nft", "flush", "ruleset")
+    load_table()
 
 
 @pytest.mark.netns
