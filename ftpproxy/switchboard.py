@@ -25,6 +25,7 @@ from __future__ import annotations
 import logging
 import selectors
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -102,7 +103,7 @@ class Switchboard:
         """Seconds on a monotonic clock, read once per round; callbacks use it instead of reading a clock."""
         self._sweeps: dict[Callable[[float], None], Callable[[Exception], None]] = {}
         self._soon: list[tuple[Callable[[float], None], Callable[[Exception], None]]] = []
-        self._behind: list[tuple[Callable[[float], None], Callable[[Exception], None]]] = []
+        self._behind: deque[tuple[Callable[[float], None], Callable[[Exception], None]]] = deque()
         self._something_soon: trio.Event | None = None
         """While there is a task that waits for it."""
         self._in_round = False
@@ -144,7 +145,7 @@ class Switchboard:
         if self._soon:
             self._call_soon()
         if not pending and self._behind:
-            self._call_behind()
+            self._call_one_behind()
         return bool(pending)
 
     def _call_soon(self) -> None:
@@ -152,10 +153,16 @@ class Switchboard:
         for callback, on_crash in calls:
             self.guard(callback, self.now, on_crash)
 
+    def _call_one_behind(self) -> None:
+        callback, on_crash = self._behind.popleft()
+        self.guard(callback, self.now, on_crash)
+
     def _call_behind(self) -> None:
-        calls, self._behind = self._behind, []
-        for callback, on_crash in calls:
-            self.guard(callback, self.now, on_crash)
+        """All that is there now; who comes meanwhile waits for one of them at most."""
+        for _ in range(len(self._behind)):
+            if self._behind:
+                self._call_one_behind()
+                self.turn()
 
     def sweep_now(self, now: float) -> None:
         self.now = now

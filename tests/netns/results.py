@@ -110,9 +110,8 @@ def markdown(results: Sequence[Result], made: Mapping[str, object], peers: Mappi
     """The page; `made` are the facts of the machine, `peers` the versions."""
     programs = ", ".join(f"{name} {version}" for name, version in peers.items())
     when = f"{str(made['date'])[:10]}, Linux {made['kernel']}, Python {made['python']}; {programs}."
-    took = (
-        f"It took {made['minutes']} minutes on {made['cores']} cores, whose load had been {made['load_before']} before."
-    )
+    load = f"{made['load_before']:.1f}"
+    took = f"It took {made['minutes']} minutes on {made['cores']} cores, whose load had been {load} before."
     lines = [TITLE, when, took, ""]
     for plane in PLANES:
         lines += [*_table(plane, [each for each in results if each.plane == plane]), ""]
