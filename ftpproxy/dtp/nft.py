@@ -184,22 +184,35 @@ class NftPlane:
             self.elements.remove(out)  # and again with the others: its time begins anew
         try:
             self.elements.add(*missing, *path.place.marks, *ways)
-        except OSError:
+        except OSError as error:
             if shared is not None:  # others need it
                 self.elements.add(shared)
+            elif isinstance(error, FileExistsError) and self._stands(out):
+                text = f"{path.place.leg.peer} is being led to {call.to} already, by another process"
+                raise _Cannot(Code.PLANE_UNSUITED, text) from None
             raise
         self.elements.ways_out[key] = out, users + 1
         path.lead(owner, call, ways)
         self.paths.add(path)
 
     def _places(self, way: Way) -> Iterator[Place]:
-        """Where the caller may be told to call: places that no path of this process has."""
+        """Where the caller may be told to call: places that no path of this process has.  Once one was taken, by another
+        process, the kernel is asked about the next ones: each attempt that fails costs milliseconds."""
         wanted, peer = way.leg.at, way.leg.peer
         ports = iter((wanted.port,)) if wanted.port != ANY_PORT else self._ports.once_round(MOST_TRIES)
+        crowded = False
         for port in ports:
             at = wanted.at(port)
             if not self._doors.taken(at, peer):
-                yield Place(way.caller, Await(at, peer), self.seconds, mark=self._mark)
+                place = Place(way.caller, Await(at, peer), self.seconds, mark=self._mark)
+                once = place.once
+                if not (crowded and self._stands(once, once._replace(map=f"carried{peer.version}"))):
+                    yield place
+                    crowded = True
+
+    def _stands(self, *elements: Element) -> bool:
+        """Whether any of them stands, whosever it is."""
+        return any(count is not None for count in self.elements.read(*elements))
 
     def taken(self, place: Place) -> bool:
         """Whether its caller is awaited there, for whatever path."""

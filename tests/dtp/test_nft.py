@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -480,6 +481,44 @@ def test_services_share_a_way_out(three: World, stage: Stage) -> None:
         talk(client, server)
     other.close()
     assert stage.left() == []
+
+
+@pytest.mark.netns
+def test_another_process_has_most(stage: Stage, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shares the table and the ports: whatever of it stands in the way, few batches fail, for each costs
+    milliseconds."""
+    undone, exchange = [0], Elements._exchange
+
+    def counting(*what: Any, **how: Any) -> None:
+        try:
+            exchange(*what, **how)
+        except FileExistsError:
+            undone[0] += 1
+            raise
+
+    monkeypatch.setattr(Elements, "_exchange", counting)
+    with ExitStack() as stack:
+        doors, ports = Doors(stage.board), PortRange(20900, 20919)
+        one, another = stack.enter_context(Elements()), stack.enter_context(Elements())
+        mine = NftPlane(one, ports, stage.board, stage.doors)
+        other = NftPlane(another, ports, stage.board, doors)
+        for plane in (mine, other):
+            stack.callback(plane.close)
+        specs = [family.passive(Endpoint(family.server, port)) for port in range(50001, 50021)]
+        theirs = [other.open(spec, Owner()) for spec in specs[1:]]
+        assert undone == [0]
+        assert isinstance(mine.open(specs[0], Owner()), NftPath)
+        assert mine.foresee(specs[0]) is None
+        refused = mine.open(family.passive(Endpoint(family.server, 50021)), Owner())
+        assert isinstance(refused, Refused)
+        assert refused.why.startswith("no port is left")
+        for path in theirs[:-1]:
+            assert isinstance(path, NftPath)
+            path.close()
+        refused = mine.open(specs[-1], Owner())
+        assert isinstance(refused, Refused)
+        assert refused.why.endswith("already, by another process")
+        assert undone[0] <= 5
 
 
 @pytest.mark.netns
