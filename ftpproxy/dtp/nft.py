@@ -196,8 +196,8 @@ class NftPlane:
         self.paths.add(path)
 
     def _places(self, way: Way) -> Iterator[Place]:
-        """Where the caller may be told to call: places that no path of this process has.  Once one was another process's
-        the kernel is asked about the next ones: each attempt that fails costs milliseconds."""
+        """Where the caller may be told to call: places that no path of this process has.  When one was another
+        process's, the kernel is asked about the next: each attempt that fails costs milliseconds."""
         wanted, peer = way.leg.at, way.leg.peer
         ports = iter((wanted.port,)) if wanted.port != ANY_PORT else self._ports.once_round(MOST_TRIES)
         crowded = False
