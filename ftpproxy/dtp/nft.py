@@ -173,8 +173,7 @@ class NftPlane:
     def lead(self, path: NftPath, call: Call, owner: PathOwner, *missing: Element) -> None:
         """Lead the path on from its place, where these are `missing`.  Raises `_Cannot`, `OSError`: `FileExistsError`
         if somebody has the place."""
-        ways = led(path.place.once, call.to, call.source)
-        out = ways[1]
+        way_in, out = led(path.place.once, call.to, call.source)
         key = call.to.host.version, out.key
         shared, users = self.elements.ways_out.get(key, (None, 0))
         if shared is not None:
@@ -182,8 +181,9 @@ class NftPlane:
                 text = f"{path.place.leg.peer} is being led to {call.to} already, under another address"
                 raise _Cannot(Code.PLANE_UNSUITED, text)
             self.elements.remove(out)  # and again with the others: its time begins anew
+            out = out._replace(seconds=max(out.seconds, shared.seconds))
         try:
-            self.elements.add(*missing, *path.place.marks, *ways)
+            self.elements.add(*missing, *path.place.marks, way_in, out)
         except OSError as error:
             if shared is not None:  # others need it
                 self.elements.add(shared)
@@ -192,7 +192,7 @@ class NftPlane:
                 raise _Cannot(Code.PLANE_UNSUITED, text) from None
             raise
         self.elements.ways_out[key] = out, users + 1
-        path.lead(owner, call, ways)
+        path.lead(owner, call, (way_in, out))
         self.paths.add(path)
 
     def _places(self, way: Way) -> Iterator[Place]:

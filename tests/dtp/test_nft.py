@@ -524,13 +524,14 @@ def test_another_process_has_most(stage: Stage, family: Family, monkeypatch: pyt
 @pytest.mark.netns
 def test_a_way_out_that_is_shared_outlives_a_full_table(three: World, stage: Stage) -> None:
     """Another path to the same place that finds no room takes nothing from the first; nor does one whose elements live
-    longer."""
+    less long."""
     family = FAMILIES[0]
     three.gateway.run("nft", "-f", "-", text=PLANE_TABLE.replace("size 65535", "size 2"))
     longer = NftPlane(stage.elements, PortRange(20500, 20599), stage.board, stage.doors, seconds=400)
-    first, _ = stage.open(passive(family))
     second = longer.open(passive(family), Owner())
     assert isinstance(second, NftPath), second
+    first, _ = stage.open(passive(family))
+    assert [out.seconds for out, _ in stage.elements.ways_out.values()] == [400]
     third = longer.open(passive(family), Owner())
     assert third == Refused("[Errno 23] nftables, table inet ftpproxy: one of its sets is full")
     second.close()
