@@ -13,12 +13,14 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from attrs import frozen
 
 from . import rules
 from .config.values import Config
+from .nathook import UNREADABLE, without
 from .rules import NoPermission, RulesError
 
 __all__ = ["COMMENT", "Chain", "check", "close", "close_all", "find", "of_iptables", "open_in"]
@@ -67,7 +69,7 @@ def find(name: str, config: Config | None) -> Chain:
     if (command := of_iptables(family, table, chain, config)) is not None:
         raise RulesError(f"--chain {name} is iptables' own; say it so: {command}")
     try:
-        entries = _listed("chain", family, table, chain)
+        entries = _listed("list", "chain", family, table, chain)
     except _Absent:
         raise RulesError(f"--chain {name}: there is no such chain; `nft list chains` shows them all") from None
     hook = next((entry["chain"].get("hook", "") for entry in entries if "chain" in entry), "")
@@ -115,10 +117,11 @@ def close(chains: Iterable[Chain]) -> None:
 
 def close_all() -> None:
     """Remove our lines from all chains there are.  Raises `RulesError`."""
-    text = "".join(
-        f"delete rule {rule['family']} {rule['table']} {rule['chain']} handle {rule['handle']}\n"
-        for rule in _ours(_listed("ruleset"))
-    )
+    text = ""
+    for listed in without(_nft("list", "tables")):
+        with suppress(_Absent):  # it went this moment
+            for rule in _ours(_listed(*listed)):
+                text += f"delete rule {rule['family']} {rule['table']} {rule['chain']} handle {rule['handle']}\n"
     if text:
         rules.load(rules.tools(), text)
 
@@ -133,16 +136,25 @@ def _ours(entries: Iterable[Any]) -> list[Any]:
 
 def _listed(*what: str) -> list[Any]:
     """What nft lists of it, without elements of sets.  Raises `_Absent`, `RulesError`."""
+    try:
+        entries: list[Any] = json.loads(_nft("-j", "-t", *what))["nftables"]
+    except ValueError:
+        raise RulesError(UNREADABLE) from None
+    return entries
+
+
+def _nft(*options: str) -> str:
+    """What nft says.  Raises `_Absent`, `RulesError`."""
     done = subprocess.run(
-        [rules.tools(), "-j", "-t", "list", *what],
+        [rules.tools(), *options],
         capture_output=True,
         text=True,
+        errors="replace",
         env={**os.environ, "LC_ALL": "C"},
         check=False,
     )
     if done.returncode == 0:
-        entries: list[Any] = json.loads(done.stdout)["nftables"]
-        return entries
+        return done.stdout
     if "No such file or directory" in done.stderr:
         raise _Absent
     if "Operation not permitted" in done.stderr:

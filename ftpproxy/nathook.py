@@ -15,6 +15,9 @@ made it, whatever becomes of the process.  So we keep one, with both:
     }
 
 The first packet of each connection pays for a look at that rule, which decides nothing, and no other packet does.
+
+nft before 1.1.0 prints the flags of a table from memory that it has freed when it is asked for JSON: an owner makes
+that anything, mostly no JSON at all.  So whoever wants the ruleset as JSON lists it `without` our table.
 """
 
 from __future__ import annotations
@@ -24,10 +27,13 @@ import socket
 
 from .nfmessages import answers, pack_nat_chain, pack_table_question
 
-__all__ = ["TABLE", "NatHook"]
+__all__ = ["TABLE", "UNREADABLE", "NatHook", "without"]
 
 TABLE = "ftpproxy_nat"
 """Of the family inet."""
+
+UNREADABLE = "nft prints JSON that is none; before 1.1.0 it does so where a table has an owner"
+"""For whoever has to say so."""
 
 _NETLINK_NETFILTER = 12
 """linux/netlink.h"""
@@ -79,3 +85,12 @@ class NatHook:
             self._socket.close()
             self._socket = None
         self.held = self._settled = False
+
+
+def without(tables: str) -> list[tuple[str, ...]]:
+    """What to have nft list, one after the other, for the ruleset without our table; `tables` is what `nft list tables`
+    has said."""
+    names = [line.split()[1:] for line in tables.splitlines()]
+    if ["inet", TABLE] not in names:
+        return [("list", "ruleset")]
+    return [("list", "table", family, name) for family, name in names if name != TABLE]

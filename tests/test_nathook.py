@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 
+from ftpproxy.config import parse
+from ftpproxy.doctor.machine import Machine
 from ftpproxy.endpoints import Endpoint
-from ftpproxy.nathook import TABLE, NatHook
+from ftpproxy.holes import COMMENT, close_all
+from ftpproxy.nathook import TABLE, NatHook, without
+from ftpproxy.rules import RulesError
 
 from .intercept.namespaces import FAMILIES, Family, World, accept, connect, listen, talk, world
 
@@ -80,3 +85,32 @@ def test_what_is_translated_goes_on(three: World, family: Family) -> None:
             here.settimeout(5)
             with pytest.raises(ConnectionResetError):
                 here.recv(1)
+
+
+def test_the_ruleset_is_read_without_it(three: World) -> None:
+    """nft's JSON may be broken by a table with an owner; `rules --remove` and `doctor` read all the others."""
+    run, hook = three.gateway.run, NatHook()
+    with three.gateway.inside(), closing(hook):
+        run("nft", "-f", "-", text=REDIRECT)
+        assert without(run("nft", "list", "tables")) == [("list", "ruleset")]
+        hook.hold()
+        assert without(run("nft", "list", "tables")) == [("list", "table", "inet", "other")]
+        config = parse('[[service]]\nmode = "gateway"\nname = "x"\nintercept = "none"\nlisten = ["127.0.0.1:8021"]\n')
+        assert [base["table"] for base in Machine(config, "x.toml").ruleset.bases] == ["other"]
+        run("nft", "add", "rule", "inet", "other", "prerouting", "accept", "comment", f'"{COMMENT}"')
+        close_all()
+        assert COMMENT not in run("nft", "list", "ruleset")
+        run("nft", "flush", "ruleset")
+        assert Machine(config, "x.toml").ruleset.bases == []
+
+
+def test_json_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Other tables may have owners: that is said."""
+    nft = tmp_path / "nft"
+    nft.write_text(
+        '#!/bin/sh\ncase "$*" in "list tables") echo table inet firewalld;; *) echo "{\\"a\\": \270}";; esac\n'
+    )
+    nft.chmod(0o755)
+    monkeypatch.setattr("ftpproxy.rules.PATH", str(tmp_path))
+    with pytest.raises(RulesError, match=r"before 1\.1\.0"):
+        close_all()

@@ -17,6 +17,7 @@ from attrs import frozen
 
 from ..config.values import Config
 from ..endpoints import Endpoint, IPAddress, parse_address
+from ..nathook import UNREADABLE, without
 from ..rules import FAMILIES, PATH
 from .finding import CannotLook
 from .ruleset import Ruleset
@@ -203,7 +204,11 @@ class Machine:
     @cached_property
     def ruleset(self) -> Ruleset:
         """Raises `CannotLook`."""
-        return Ruleset(self.nft("-j", "list", "ruleset"))
+        texts = [self.nft("-j", *listed) for listed in without(self.nft("list", "tables"))]
+        try:
+            return Ruleset(*texts)
+        except ValueError:
+            raise CannotLook(UNREADABLE) from None
 
     def nft(self, *options: str, text: str | None = None) -> str:
         """The output of nft.  Raises `CannotLook`: no right to, no program, or what the program complained of."""
@@ -226,6 +231,7 @@ def run(argv: list[str], text: str | None = None) -> subprocess.CompletedProcess
         stdin=subprocess.DEVNULL if text is None else None,
         capture_output=True,
         text=True,
+        errors="replace",
         env={**os.environ, "LC_ALL": "C"},
         check=False,
     )

@@ -49,13 +49,14 @@ class Rule:
 class Ruleset:
     """All tables of a network namespace, from the JSON of nft."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, *texts: str) -> None:
+        """Raises `ValueError` for what is no JSON."""
         self.bases: list[dict[str, Any]] = []
         """Chains with a hook, in the order in which packets meet them."""
         self._rules: dict[tuple[str, str], list[Rule]] = {}
         self._sets: dict[tuple[str, str], list[Any]] = {}
         self._ftp: set[tuple[str, str]] = set()
-        for entry in json.loads(text)["nftables"]:
+        for entry in [entry for text in texts for entry in json.loads(text)["nftables"]]:
             for kind, each in entry.items():
                 self._take(kind, each)
         self.bases.sort(key=lambda chain: int(chain["prio"]))
