@@ -159,6 +159,16 @@ def until(condition: Callable[[], object], what: str) -> None:
         assert time.monotonic() < deadline, what
 
 
+def until_over(stage: Stage, owner: Owner) -> None:
+    """A busy machine takes a moment to pass on a FIN."""
+
+    def over() -> bool:
+        stage.later(1)
+        return bool(owner.tallies)
+
+    until(over, "its end")
+
+
 def refused(namespace: Namespace, to: Endpoint, source: IPAddress) -> bool:
     """Whether nobody takes that call; what a firewall swallows counts."""
     with namespace.inside():
@@ -568,12 +578,7 @@ def test_a_place_that_is_used_again(stage: Stage, family: Family) -> None:
         path.settle()
         server.close()
         assert client.recv(1) == b""
-
-    def over() -> bool:
-        stage.later(1)
-        return bool(owner.tallies)
-
-    until(over, "its end")
+    until_over(stage, owner)
     plane.close()
 
 
@@ -676,9 +681,8 @@ def test_a_long_transfer_outlives_its_elements(three: World, stage: Stage) -> No
             )
             assert int(expires) >= 9
     path.settle()
-    stage.later(1)
-    (tally,) = owner.tallies
-    assert tally.octets_down == 4000
+    until_over(stage, owner)
+    assert owner.tallies[0].octets_down == 4000
     plane.close()
 
 
