@@ -180,7 +180,7 @@ async def _serve(
         board.now = trio.current_time()  # what a predecessor has left is of this moment
         _closed(stack, engine)
         elements = _closed(stack, None if claim is None else netfilter.Elements(claim.load, FORM))
-        hook = _closed(stack, NatHook())
+        hook = _closed(stack, NatHook() if config.process.keep_nat else None)
         xferlog = _closed(stack, _xferlog(config))
         doors = _closed(stack, Doors(board))
         lookup = _closed(stack, open_lookup(config.services))

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class Keeper:
     """To be called once a second, for the first time when the table stands."""
 
-    def __init__(self, claim: Claim, elements: Elements, hook: NatHook, needed: Callable[[], bool]) -> None:
+    def __init__(self, claim: Claim, elements: Elements, hook: NatHook | None, needed: Callable[[], bool]) -> None:
         self._claim = claim
         self._elements = elements
         self._hook = hook
@@ -34,10 +34,12 @@ class Keeper:
         failing, self._failing = self._failing, True
         try:
             if self._needed():
-                self._hook.hold()
+                if self._hook is not None:
+                    self._hook.hold()
                 self._elements.check()
             else:
-                self._hook.close()
+                if self._hook is not None:
+                    self._hook.close()
                 self._claim.unload()
             self._failing = False
         except OSError as error:

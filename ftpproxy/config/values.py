@@ -264,6 +264,8 @@ class ProcessConfig:
     user."""
     drain: float = 60.0
     """Seconds that transfers under way have to finish after SIGTERM."""
+    keep_nat: bool = True
+    """Keep connections translated when somebody flushes all rules (`nathook`)."""
 
 
 DEFAULT_CONTROL = "/run/ftpproxy/control" if sys.platform == "linux" else "/var/run/ftpproxy/control"

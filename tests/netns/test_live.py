@@ -132,6 +132,16 @@ def test_a_table_goes_when_nobody_needs_it_and_comes_again(lab: Lab) -> None:
         assert re.findall(r" transfer .* plane=(\w+)", proxy.log) == ["nft", "nft", "relay"]
 
 
+def test_without_a_table_that_nobody_can_flush(lab: Lab) -> None:
+    """`keep_nat = false`, from the next process on."""
+    gateway = lab.gateways["client"]
+    with Proxy(gateway, forward(gateway, "tproxy", planes=("nft",))) as proxy:
+        assert "ftpproxy_nat" in tables(gateway)
+        proxy.file.write_text(proxy.file.read_text() + "[process]\nkeep_nat = false\n")
+        restarted(proxy)
+        until(lambda: tables(gateway) == {"ftpproxy_intercept", "ftpproxy"}, "it goes without")
+
+
 def log_in(control: Control) -> None:
     """At the lab's server."""
     assert control.reply().code == 220
