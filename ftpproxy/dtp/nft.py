@@ -11,8 +11,8 @@ called address, called port) `once`, which makes the caller's *place*; `carried`
 returns, by one transaction, or by two where the path was foreseen: the place is made while the server thinks about
 PASV, the rest when it has named its port.  (Also the mark: who guesses the place before is not led on, and would be let
 in to whatever he has called.)  Nobody is dialled: the path is ready at once, and whether the other end answers is seen
-by the caller itself.  Elements are taken away in one transaction too, and never one that is gone
-already: to undo a transaction costs the kernel milliseconds.
+by the caller itself.  Elements are taken away in one transaction too, and never one that is gone already: to undo a
+transaction costs the kernel milliseconds.
 
 **Ports.**  The key has the caller's address, so one port serves any number of clients at once; a port is taken only if
 the same caller is awaited, or counted, at the same address and port (NLM_F_EXCL).  Where two paths lead the same caller
