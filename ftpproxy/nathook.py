@@ -25,7 +25,8 @@ from __future__ import annotations
 import errno
 import socket
 
-from .nfmessages import answers, pack_nat_chain, pack_table_question
+from .netfilter import all_answers, open_netlink
+from .nfmessages import pack_nat_chain, pack_table_question
 
 __all__ = ["TABLE", "UNREADABLE", "NatHook", "without"]
 
@@ -35,8 +36,6 @@ TABLE = "ftpproxy_nat"
 UNREADABLE = "nft prints JSON that is none; before 1.1.0 it does so where a table has an owner"
 """For whoever has to say so."""
 
-_NETLINK_NETFILTER = 12
-"""linux/netlink.h"""
 _OF_ANOTHER = (errno.EEXIST, errno.EPERM)
 
 
@@ -54,8 +53,8 @@ class NatHook:
         """
         if self._settled:
             return
-        if self._socket is None:  # it stays open: closing one costs up to 14 ms
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        if self._socket is None:  # it stays open
+            self._socket = open_netlink()
         # Looked for first: a transaction that fails costs 16 ms, and this one may be tried every second.
         if self._said(pack_table_question(TABLE)) != {errno.ENOENT}:
             return
@@ -67,17 +66,7 @@ class NatHook:
         """The errors that the kernel answers, 0 for none and None for what is no acknowledgement."""
         assert self._socket is not None
         self._socket.send(question)
-        return {answer.error for answer in answers(self._all())}
-
-    def _all(self) -> bytes:
-        """The answers, which are there when send(2) returns."""
-        assert self._socket is not None
-        found = b""
-        while True:
-            try:
-                found += self._socket.recv(8192, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return found
+        return {answer.error for answer in all_answers(self._socket)}  # there when send(2) returns
 
     def close(self) -> None:
         """End: the kernel removes the table with its owner.  It may be held again."""

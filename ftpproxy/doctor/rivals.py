@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .. import nathook, rules
+from ..files import read
 from .arrivals import arriving
 from .finding import Finding, Severity
 from .machine import Machine, run
@@ -81,7 +82,7 @@ def saved_in(files: Iterable[Path]) -> Iterator[Finding]:
     """As `saved`."""
     for file in files:
         try:
-            text = file.read_text(errors="replace")
+            text = read(file).decode(errors="replace")
         except OSError:
             continue  # most machines have one of them
         if re.search(rf"^\s*table inet {nathook.TABLE}\b", text, re.MULTILINE):

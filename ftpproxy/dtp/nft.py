@@ -241,7 +241,7 @@ class NftPlane:
         record = thaw(left, NftRecord)
         way = record.way
         peer, at, to = way.leg.peer, way.leg.at, way.call.to
-        if len({host.version for host in (at.host, peer, to.host, way.call.source.host)}) != 1:
+        if not _of_one_family(way.leg, way.call):
             raise Unthawable("a path of two families")
         if len(record.counted.last) != len(COUNTERS):
             raise Unthawable(f"a path has {len(COUNTERS)} counters")

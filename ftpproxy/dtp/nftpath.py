@@ -124,8 +124,12 @@ class NftPath:
         self._reloads_before = self._plane.elements.reloads
         now = self._plane.board.now
         self._set_up_at = self._begun_at = self._moved_at = self._looked_at = now
-        self._renew_at = now + min(self._plane.seconds, ELEMENT_SECONDS) / 2
+        self._renew_at = self._half_time(now)
         self._look_at = now + SELDOM
+
+    def _half_time(self, now: float) -> float:
+        """Of the counters, whoever has made them."""
+        return now + min(self._plane.seconds, ELEMENT_SECONDS) / 2
 
     def start(self, direction: Direction) -> None:
         now = self._plane.board.now
@@ -254,7 +258,7 @@ class NftPath:
             self._end(sender, Reason(Code.DATA_IDLE, f"idle for {self._plane.data_idle:g} s", side=sender))
         elif now >= self._renew_at:
             self._counters.renew()
-            self._renew_at = now + min(self._plane.seconds, ELEMENT_SECONDS) / 2
+            self._renew_at = self._half_time(now)
 
     # The end
 

@@ -85,18 +85,23 @@ def transfers(deployment: Deployment, version: int) -> None:
         control.quit()
 
 
+def opened(deployment: Deployment) -> None:
+    """Nothing passes without the line; with it both modes of both families do, and it stands once."""
+    with Control(deployment.client, deployment.site(4)).login() as control:
+        assert reached(deployment, control.passive()) is None
+    for _ in range(2):
+        rules(deployment, "--apply", "--chain", "inet/filter/forward")
+        assert ours(deployment, "forward") == [0]
+    for version in (4, 6):
+        transfers(deployment, version)
+
+
 @pytest.mark.parametrize("kind", ["tproxy", "reverse"])
 def test_the_kernels_connections_pass_a_forward_chain(kind: str) -> None:
     """Without the line nothing, with it both modes of both families; it stands once, and goes as it came."""
     with walled(kind, "nft", CONTROL[kind]) as deployment:
         before = deployment.gateway.run("nft", "list", "chain", "inet", "filter", "forward", check=True).stdout
-        with Control(deployment.client, deployment.site(4)).login() as control:
-            assert reached(deployment, control.passive()) is None
-        for _ in range(2):
-            rules(deployment, "--apply", "--chain", "inet/filter/forward")
-            assert ours(deployment, "forward") == [0]
-        for version in (4, 6):
-            transfers(deployment, version)
+        opened(deployment)
         rules(deployment, "--remove", "--chain", "inet/filter/forward")
         assert deployment.gateway.run("nft", "list", "chain", "inet", "filter", "forward", check=True).stdout == before
         assert "table inet ftpproxy\n" in deployment.gateway.run("nft", "list", "tables", check=True).stdout
@@ -106,15 +111,9 @@ def test_the_kernels_connections_pass_a_forward_chain(kind: str) -> None:
 def test_the_kernels_connections_pass_by_their_mark(kind: str) -> None:
     """With nothing else in the chain; and what others translate does not."""
     with walled(kind, "nft", CONTROL[kind], "firewall_mark = true") as deployment:
-        gateway, site = deployment.gateway, deployment.site(4)
+        gateway = deployment.gateway
         gateway.run("nft", "flush", "chain", "inet", "filter", "forward", check=True)
-        with Control(deployment.client, site).login() as control:
-            assert reached(deployment, control.passive()) is None
-        for _ in range(2):
-            rules(deployment, "--apply", "--chain", "inet/filter/forward")
-            assert ours(deployment, "forward") == [0]
-        for version in (4, 6):
-            transfers(deployment, version)
+        opened(deployment)
         elsewhere = f"""
             table inet other {{
                 chain prerouting {{
